@@ -1,0 +1,1 @@
+"""The command line of `musicldm`; the only package that knows typer and rich."""

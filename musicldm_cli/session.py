@@ -1,0 +1,44 @@
+"""What every command gets from the options before its name: the sink, the parameters, the work folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from musicldm_cli.output import Output
+from stages import params
+from stages.errors import ParamsError
+from stages.layout import Layout
+
+DEFAULT_PARAMS = Path("params.yaml")
+DEFAULT_PRESET = "small"
+
+
+@dataclass(frozen=True)
+class Session:
+    """The global options of one call."""
+
+    output: Output
+    layout: Layout
+    params_file: Path | None = None
+
+    def params(self, overrides: list[str] | None = None, preset: str | None = None) -> params.Params:
+        """params.yaml (or the file of --params, or a preset by name) with `-S` overrides, checked whole.
+
+        Without any params.yaml here the preset `small` holds.
+        """
+        if preset is not None:
+            return params.resolve({"preset": preset}, overrides or [], origin=f"preset {preset}")
+        if self.params_file is not None:
+            return params.load(self.params_file, overrides or [])
+        if DEFAULT_PARAMS.exists():
+            return params.load(DEFAULT_PARAMS, overrides or [])
+        return params.resolve({"preset": DEFAULT_PRESET}, overrides or [], origin=f"preset {DEFAULT_PRESET}")
+
+
+def session(context: typer.Context) -> Session:
+    """The session of a running command."""
+    found = context.obj
+    if not isinstance(found, Session):
+        raise ParamsError("The command was called without its session.")
+    return found

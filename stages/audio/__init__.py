@@ -1,0 +1,1 @@
+"""Sound in and out: decoding, encoding, resampling, and the one mel front-end."""

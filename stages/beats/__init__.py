@@ -1,0 +1,1 @@
+"""Beats: tracking, tempo groups, downbeat alignment."""

@@ -1,0 +1,1 @@
+"""CLAP: one embedding space for audio and text."""

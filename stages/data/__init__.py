@@ -1,0 +1,1 @@
+"""Collections of captioned music: catalog, manifest, captions, shards, datasets."""

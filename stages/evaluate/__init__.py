@@ -1,0 +1,1 @@
+"""Quality, relevance and novelty of generated music."""

@@ -1,0 +1,1 @@
+"""Text to music with a trained model."""

@@ -1,0 +1,1 @@
+"""Latent diffusion with beat-synchronous mixup."""

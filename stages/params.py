@@ -1,0 +1,569 @@
+"""Every number that changes a result: typed, frozen, checked as a whole before any work starts.
+
+The field defaults are the paper's values (preset `paper`); the other presets say only what they change.
+A params.yaml names a preset and overrides any key of it; unknown keys are refused. This module is the
+only home of defaults and imports nothing heavy.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stages.errors import ParamsError
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """One section of params.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Audio(Section):
+    """Sound as every stage after `resample` sees it: mono, one rate, clips of one length."""
+
+    sample_rate: Positive = 16_000
+    clip_seconds: PositiveFloat = 10.24
+    peak: Annotated[float, Field(gt=0, le=1)] = 0.5  # mean removed, then scaled to this peak, per clip
+
+    @property
+    def clip_samples(self) -> int:
+        return round(self.sample_rate * self.clip_seconds)
+
+
+class Mel(Section):
+    """The mel front-end shared by VAE and vocoder (paper, section 4.1 and appendix A)."""
+
+    n_fft: Positive = 1024
+    win_length: Positive = 1024
+    hop_length: Positive = 160
+    n_mels: Positive = 128
+    f_min: NonNegative = 0.0
+    f_max: PositiveFloat = 8000.0
+    log_floor: PositiveFloat = 1e-5
+
+
+class Manifest(Section):
+    """Which music, and how it is divided. Splits go by artist, never by clip."""
+
+    source: str = "data/demo"
+    captions: str | None = None
+    limit: Positive | None = None  # use this many tracks only, drawn with the seed
+    valid_share: Share = 0.05
+    test_share: Share = 0.1
+    seed: int = 0
+
+
+class Beats(Section):
+    """Beat tracking and its decoding (Beat Transformer's DBN settings)."""
+
+    backend: Literal["madmom"] = "madmom"
+    min_bpm: PositiveFloat = 55.0
+    max_bpm: PositiveFloat = 215.0
+    transition_lambda: PositiveFloat = 100.0
+    observation_lambda: Positive = 6
+    threshold: Share = 0.2
+    beats_per_bar: list[Literal[2, 3, 4, 5, 6, 7]] = [3, 4]
+
+
+class Tempo(Section):
+    """Which tracks may be mixed with which (paper, section 3.2; rule and tolerance are ours)."""
+
+    rule: Literal["octave-log", "bpm-div-3"] = "octave-log"
+    low_bpm: PositiveFloat = 70.0  # tempos are folded by octaves into [low_bpm, 2 * low_bpm)
+    tolerance: Annotated[float, Field(gt=0, lt=0.5)] = 0.03
+    min_confidence: Share = 0.5
+    min_downbeats: Annotated[int, Field(ge=2)] = 2
+
+
+class Captions(Section):
+    """How measured descriptors join the user's caption."""
+
+    tags: Annotated[int, Field(ge=0, le=50)] = 3
+    tag_threshold: Share = 0.1
+    seed: int = 0
+
+
+class Shards(Section):
+    target_megabytes: Positive = 256
+
+
+class Training(Section):
+    """One training run; used by every network."""
+
+    steps: Positive = 400_000
+    batch_size: Positive = 24  # over all processes, and over accumulation
+    accumulation: Positive = 1
+    learning_rate: PositiveFloat = 1e-4
+    betas: list[Share] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+    weight_decay: NonNegative = 0.01
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    grad_clip: NonNegative = 0.0  # largest gradient norm; 0 means no clipping
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0 means no moving average
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    valid_every: Positive = 5000
+    valid_batches: Positive = 8
+    checkpoint_every: Positive = 5000
+    keep_last: Positive = 3
+    max_bad_steps: Positive = 20  # steps in a row with a loss that is not finite before giving up
+    workers: Annotated[int, Field(ge=0)] = 2
+    seed: int = 0
+
+
+class ClapAudio(Section):
+    """HTSAT (paper, appendix B)."""
+
+    embed_dim: Positive = 128
+    depths: list[Positive] = [2, 2, 12, 2]
+    heads: list[Positive] = [4, 8, 16, 32]
+    window_size: Positive = 8
+    spec_size: Positive = 256
+
+
+class ClapText(Section):
+    """RoBERTa (paper, appendix B)."""
+
+    hidden_size: Positive = 768
+    layers: Positive = 12
+    heads: Positive = 12
+    intermediate_size: Positive = 3072
+    vocab_size: Positive = 50_265
+    max_tokens: Positive = 77
+
+
+class Clap(Section):
+    """The shared embedding space of audio and text, and its own mel front-end."""
+
+    sample_rate: Positive = 48_000
+    n_fft: Positive = 1024
+    hop_length: Positive = 480
+    n_mels: Positive = 64
+    f_min: NonNegative = 50.0
+    f_max: PositiveFloat = 14_000.0
+    window_seconds: PositiveFloat = 10.0
+    projection_dim: Positive = 512
+    audio: ClapAudio = ClapAudio()
+    text: ClapText = ClapText()
+    init_from: str | None = None  # a CLAP folder or hub id to start from
+    train: Training = Training(
+        batch_size=2304, betas=[0.99, 0.9], warmup_steps=3200, schedule="cosine", weight_decay=0.0, steps=90_000
+    )
+
+    @property
+    def window_samples(self) -> int:
+        return round(self.sample_rate * self.window_seconds)
+
+
+class Vae(Section):
+    """Mel-spectrogram autoencoder: P = 2 ** (blocks - 1), C latent channels (paper, appendix A)."""
+
+    block_out_channels: list[Positive] = [128, 256, 512, 512]
+    layers_per_block: Positive = 2
+    latent_channels: Positive = 16
+    norm_num_groups: Positive = 32
+    mid_attention: bool = True
+    kl_weight: NonNegative = 1.0
+    adversarial_start: Annotated[int, Field(ge=0)] = 50_001
+    adversarial_weight: NonNegative = 0.5
+    discriminator_channels: Positive = 64
+    discriminator_layers: Positive = 3
+    train: Training = Training(steps=800_000, learning_rate=4.5e-6, betas=[0.5, 0.9], weight_decay=0.0)
+
+    @property
+    def downsampling(self) -> int:
+        """P: how many mel frames, and mel bins, one latent position stands for."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+
+class Vocoder(Section):
+    """HiFi-GAN v1 with upsampling rates that multiply to the hop length (paper, appendix A)."""
+
+    upsample_rates: list[Positive] = [5, 4, 2, 2, 2]
+    upsample_kernel_sizes: list[Positive] = [15, 16, 8, 4, 4]
+    initial_channels: Positive = 1024
+    resblock_kernel_sizes: list[Positive] = [3, 7, 11]
+    resblock_dilations: list[Positive] = [1, 3, 5]
+    segment_frames: Positive = 51  # 8,160 samples; the public 8,192 is no multiple of the hop
+    periods: list[Positive] = [2, 3, 5, 7, 11]
+    scales: Annotated[int, Field(ge=0)] = 3
+    discriminator_channels: Positive = 1024  # widest layer of each discriminator
+    mel_weight: NonNegative = 45.0
+    feature_weight: NonNegative = 2.0
+    adversarial_start: Annotated[int, Field(ge=0)] = 0
+    train_on: Literal["real", "vae"] = "real"  # mels of real audio, or decoded by the trained VAE
+    train: Training = Training(
+        steps=1_000_000, batch_size=96, learning_rate=2e-4, betas=[0.8, 0.99], schedule="cosine"
+    )
+
+
+class Latents(Section):
+    """Which windows are encoded: a grid, and starts on downbeats."""
+
+    grid_seconds: PositiveFloat = 5.12
+    downbeats_per_track: Annotated[int, Field(ge=0)] = 64
+    batch_size: Positive = 8
+
+
+class Ldm(Section):
+    """Latent diffusion (paper, section 3 and appendix A)."""
+
+    block_out_channels: list[Positive] = [128, 256, 384, 640]
+    attention: list[bool] = [False, True, True, True]
+    layers_per_block: Positive = 2
+    head_dim: Positive = 32
+    norm_num_groups: Positive = 32
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    diffusion_steps: Positive = 1000
+    beta_start: PositiveFloat = 0.0015
+    beta_end: PositiveFloat = 0.0195
+    min_snr_gamma: PositiveFloat | None = None
+    condition: Literal["audio", "text"] = "audio"
+    init_from: str | None = None  # an LDM folder to go on from, as in the paper's text-finetune
+    null_probability: Share = 0.1
+    mixup: Literal["none", "simple", "bam", "blm"] = "blm"
+    mixup_probability: Share = 0.5
+    mixup_alpha: PositiveFloat = 5.0  # lambda ~ Beta(alpha, beta)
+    mixup_beta: PositiveFloat = 5.0
+    mixup_bank: Annotated[int, Field(ge=0)] = 0  # mixed clips kept ready; 0 mixes anew for every batch
+    mixup_bank_uses: Positive = 4  # how often one mixed clip is drawn, on average, before it is replaced
+    train: Training = Training(learning_rate=3e-5, warmup_steps=1000, ema_decay=0.9999)
+
+
+class Generate(Section):
+    """How clips are sampled when the command line does not say otherwise."""
+
+    sampler: Literal["ddim", "dpm++", "unipc", "euler"] = "ddim"
+    steps: Positive = 200
+    guidance: NonNegative = 2.0
+    eta: Share = 0.0
+    candidates: Positive = 1
+    batch_size: Positive = 4
+    max_prompts: Positive | None = None  # of the test split, for `dvc repro`
+    seed: int = 0
+
+
+class Evaluate(Section):
+    """What the three evaluations report."""
+
+    backbone: Literal["clap", "musicnn"] = "musicnn"
+    thresholds: list[Share] = [0.9, 0.95]
+    bootstrap: Positive = 1000
+    seed: int = 0
+
+
+class Params(Section):
+    """The whole params.yaml."""
+
+    preset: Literal["paper", "released", "small", "tiny"] = "paper"
+    audio: Audio = Audio()
+    mel: Mel = Mel()
+    manifest: Manifest = Manifest()
+    beats: Beats = Beats()
+    tempo: Tempo = Tempo()
+    captions: Captions = Captions()
+    shards: Shards = Shards()
+    clap: Clap = Clap()
+    vae: Vae = Vae()
+    vocoder: Vocoder = Vocoder()
+    latents: Latents = Latents()
+    ldm: Ldm = Ldm()
+    generate: Generate = Generate()
+    evaluate: Evaluate = Evaluate()
+
+    @property
+    def clip_frames(self) -> int:
+        """Mel frames of one clip (T = 1024 in the paper)."""
+        return self.audio.clip_samples // self.mel.hop_length
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, T / P, F / P) of one clip."""
+        factor = self.vae.downsampling
+        return (self.vae.latent_channels, self.clip_frames // factor, self.mel.n_mels // factor)
+
+    def digest(self, *sections: str) -> str:
+        """Twelve hex digits that change when any value of the named sections (default all) changes."""
+        data = self.model_dump(mode="json", include=set(sections) or None)
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
+
+
+# What each preset changes against the paper. `released` are the public weights' sizes (FACTS: they are
+# not the paper's model); `small` trains on two CPU cores in hours; `tiny` in seconds, for demo and tests.
+_SMALL_CLAP: dict[str, Any] = {
+    "sample_rate": 16_000, "hop_length": 160, "f_max": 8000.0, "window_seconds": 10.24,
+    "audio": {"embed_dim": 48, "depths": [2, 2, 4, 2], "heads": [2, 4, 8, 16]},
+    "text": {"hidden_size": 384, "layers": 6, "heads": 12, "intermediate_size": 1536, "vocab_size": 30_522},
+    "train": {"steps": 20_000, "batch_size": 64, "learning_rate": 1e-4, "betas": [0.9, 0.99], "warmup_steps": 500,
+              "valid_every": 500, "checkpoint_every": 500},
+}  # fmt: skip
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "released": {
+        "mel": {"n_mels": 64},
+        "vae": {"block_out_channels": [128, 256, 512], "latent_channels": 8},
+        "vocoder": {"upsample_kernel_sizes": [16, 16, 8, 4, 4]},
+        "generate": {"candidates": 5},
+    },
+    "small": {
+        "mel": {"n_mels": 64},
+        "clap": _SMALL_CLAP,
+        "vae": {
+            "block_out_channels": [32, 64, 128, 128], "layers_per_block": 1, "latent_channels": 16,
+            "mid_attention": False, "adversarial_start": 10_000, "discriminator_channels": 32,
+            "train": {"steps": 30_000, "batch_size": 8, "learning_rate": 2e-4,
+                      "valid_every": 1000, "checkpoint_every": 500},
+        },
+        "vocoder": {
+            "initial_channels": 256, "discriminator_channels": 256, "adversarial_start": 5000,
+            "train": {"steps": 50_000, "batch_size": 16, "valid_every": 1000, "checkpoint_every": 500},
+        },
+        "ldm": {
+            "block_out_channels": [128, 256, 384], "attention": [False, False, True], "layers_per_block": 1,
+            "mixup_bank": 512,
+            "train": {"steps": 30_000, "batch_size": 16, "learning_rate": 2e-4, "warmup_steps": 500,
+                      "ema_decay": 0.999, "valid_every": 1000, "checkpoint_every": 500},
+        },
+    },
+    "tiny": {
+        "mel": {"n_mels": 64},
+        "manifest": {"limit": 48, "valid_share": 0.1, "test_share": 0.2},
+        "shards": {"target_megabytes": 16},
+        "clap": {
+            **_SMALL_CLAP,
+            "n_mels": 32, "projection_dim": 64,
+            "audio": {"embed_dim": 16, "depths": [1, 1, 1, 1], "heads": [1, 2, 4, 8], "spec_size": 128},
+            "text": {"hidden_size": 64, "layers": 2, "heads": 2, "intermediate_size": 128, "vocab_size": 1000},
+            "train": {"steps": 100, "batch_size": 16, "learning_rate": 1e-3, "betas": [0.9, 0.99],
+                      "warmup_steps": 10},
+        },
+        "vae": {
+            "block_out_channels": [16, 32, 32, 32], "layers_per_block": 1, "latent_channels": 8,
+            "norm_num_groups": 8, "mid_attention": False, "kl_weight": 1e-3, "adversarial_start": 100,
+            "discriminator_channels": 8, "discriminator_layers": 2,
+            "train": {"steps": 150, "batch_size": 4, "learning_rate": 2e-3},
+        },
+        "vocoder": {
+            "initial_channels": 64, "resblock_kernel_sizes": [3, 7], "resblock_dilations": [1, 3],
+            "periods": [2, 3], "scales": 1, "discriminator_channels": 32, "adversarial_start": 200,
+            "train": {"steps": 300, "batch_size": 8, "learning_rate": 2e-3},
+        },
+        "latents": {"downbeats_per_track": 8},
+        "ldm": {
+            "block_out_channels": [32, 64], "attention": [False, True], "layers_per_block": 1, "head_dim": 16,
+            "norm_num_groups": 8, "mixup_bank": 32,
+            "train": {"steps": 300, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 20, "ema_decay": 0.98},
+        },
+        "generate": {"steps": 50, "max_prompts": 16},
+        "evaluate": {"bootstrap": 200},
+    },
+}  # fmt: skip
+_TINY_TRAINING = {"precision": "fp32", "valid_every": 50, "valid_batches": 2, "checkpoint_every": 100, "keep_last": 2}
+for _network in ("clap", "vae", "vocoder", "ldm"):
+    PRESETS["tiny"][_network]["train"] |= _TINY_TRAINING
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """Reads 1e-4 as a number, as DVC's YAML 1.2 loader does; YAML 1.1 would read a string."""
+
+
+_Yaml12Loader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if tag != "tag:yaml.org,2002:bool"]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_yaml_rules: list[tuple[str, str, str]] = [
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)", "-+0123456789."),
+]
+
+
+def _register_yaml_rules() -> None:
+    import re
+
+    for tag, pattern, first in _yaml_rules:
+        _Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^(?:{pattern})$"), list(first))
+
+
+_register_yaml_rules()
+
+
+def read_yaml(text: str) -> Any:
+    """Parse YAML 1.2 core scalars from `text`. Raises yaml.YAMLError."""
+    return yaml.load(text, Loader=_Yaml12Loader)  # noqa: S506  (a SafeLoader)
+
+
+def preset(name: str) -> Params:
+    """The complete parameters of a preset. Raises ParamsError for an unknown name."""
+    return resolve({"preset": name})
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> Params:
+    """Read params.yaml, lay it over the preset it names, apply `section.key=value` overrides, check it all.
+
+    Raises ParamsError listing every mistake at once with its key path.
+    """
+    try:
+        raw = read_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(
+            f"There is no parameter file {path}.", "Write one: musicldm params show --preset tiny > params.yaml"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} cannot be read: {error}.") from error
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{path} must hold sections (key: value), not a {type(raw).__name__}.")
+    return resolve(raw, overrides, origin=str(path))
+
+
+def resolve(raw: dict[str, Any], overrides: Iterable[str] = (), origin: str = "params") -> Params:
+    """Preset, then `raw`, then overrides; validated whole. Raises ParamsError."""
+    data = _merge({}, raw)
+    for override in overrides:
+        _apply_override(data, override)
+    name = data.get("preset", "paper")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ParamsError(f"{origin}: preset: {name!r} is none of {', '.join(PRESETS)}.")
+    merged = _merge(PRESETS[name], data)
+    params, problems = _validate(merged)
+    problems += impossible(params)
+    if problems:
+        lines = "\n".join(f"  {key}: {what}" for key, what in problems)
+        raise ParamsError(f"{origin} has {len(problems)} mistake(s):\n{lines}", "Correct these keys and run again.")
+    return params
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ParamsError(f"-S {override}: write it as section.key=value.")
+    *sections, last = key.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise ParamsError(f"-S {override}: {section} is a value, not a section.")
+    try:
+        data[last] = read_yaml(value)
+    except yaml.YAMLError:
+        raise ParamsError(f"-S {override}: the value is not YAML.") from None
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = {key: _merge(value, {}) if isinstance(value, dict) else value for key, value in base.items()}
+    for key, value in top.items():
+        below = merged.get(key)
+        merged[key] = _merge(below if isinstance(below, dict) else {}, value) if isinstance(value, dict) else value
+    return merged
+
+
+def _validate(data: dict[str, Any]) -> tuple[Params, list[tuple[str, str]]]:
+    """Params and the mistakes found; where there are any, the wrong keys are left at their defaults so that
+    the checks between keys can still be made on the rest."""
+    data = _merge(_defaults(), data)
+    try:
+        return Params.model_validate_json(json.dumps(data, default=str)), []
+    except ValidationError as error:
+        problems = [(_key_path(e["loc"]), _plain(e)) for e in error.errors()]
+        for wrong in error.errors():
+            _restore(data, _defaults(), wrong["loc"])
+        return Params.model_validate_json(json.dumps(data, default=str)), problems
+
+
+def _defaults() -> dict[str, Any]:
+    return Params().model_dump(mode="json")
+
+
+def _restore(data: Any, default: Any, location: tuple[int | str, ...]) -> None:
+    for part in location:
+        if not isinstance(part, str) or not isinstance(data, dict):
+            return
+        if part not in default:
+            data.pop(part, None)
+            return
+        if not isinstance(default[part], dict) or not isinstance(data.get(part), dict):
+            data[part] = default[part]
+            return
+        data, default = data[part], default[part]
+
+
+def _key_path(location: tuple[int | str, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+
+
+def _plain(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown key"
+    shown = repr(error["input"])
+    return f"{error['msg'][0].lower()}{error['msg'][1:]} (is {shown[:60]})"
+
+
+def impossible(p: Params) -> list[tuple[str, str]]:
+    """Combinations of valid values that cannot work, as (key path, what is wrong)."""
+    wrong: list[tuple[str, str]] = []
+
+    def check(ok: bool, key: str, what: str) -> None:
+        if not ok:
+            wrong.append((key, what))
+
+    samples, hop, factor = p.audio.clip_samples, p.mel.hop_length, p.vae.downsampling
+    exact = p.audio.sample_rate * p.audio.clip_seconds
+    check(abs(exact - samples) < 1e-6, "audio.clip_seconds", f"is {exact:.3f} samples, not a whole number")
+    check(samples % hop == 0, "mel.hop_length", f"{hop} does not divide the clip's {samples} samples")
+    check(p.mel.win_length <= p.mel.n_fft, "mel.win_length", f"{p.mel.win_length} is longer than n_fft {p.mel.n_fft}")
+    check(p.mel.f_min < p.mel.f_max <= p.audio.sample_rate / 2, "mel.f_max",
+          f"{p.mel.f_max} Hz must lie above f_min and at most at half the sample rate")  # fmt: skip
+    check(p.clip_frames % factor == 0, "vae.block_out_channels",
+          f"{len(p.vae.block_out_channels)} blocks divide by {factor}, which does not divide {p.clip_frames} frames")
+    check(p.mel.n_mels % factor == 0, "vae.block_out_channels",
+          f"{len(p.vae.block_out_channels)} blocks divide by {factor}, which does not divide {p.mel.n_mels} mel bins")
+    product = math.prod(p.vocoder.upsample_rates)
+    check(product == hop, "vocoder.upsample_rates", f"multiply to {product}, not to mel.hop_length {hop}")
+    check(len(p.vocoder.upsample_rates) == len(p.vocoder.upsample_kernel_sizes), "vocoder.upsample_kernel_sizes",
+          f"needs {len(p.vocoder.upsample_rates)} values, one for each rate")  # fmt: skip
+    check(all(k >= r for r, k in zip(p.vocoder.upsample_rates, p.vocoder.upsample_kernel_sizes, strict=False)),
+          "vocoder.upsample_kernel_sizes", "a kernel is smaller than its rate, so samples would be left out")
+    narrowest = p.vocoder.initial_channels // 2 ** len(p.vocoder.upsample_rates)
+    check(narrowest >= 1, "vocoder.initial_channels", "halves to nothing over the upsampling layers")
+    check(p.vocoder.segment_frames <= p.clip_frames, "vocoder.segment_frames", "is longer than the clip")
+    unet_factor = 2 ** (len(p.ldm.block_out_channels) - 1)
+    for axis, size in zip(("frames", "mel bins"), p.latent_shape[1:], strict=True):
+        check(size >= unet_factor and size % unet_factor == 0, "ldm.block_out_channels",
+              f"{len(p.ldm.block_out_channels)} blocks divide by {unet_factor}, "
+              f"which does not divide the latent's {size} {axis}")  # fmt: skip
+    check(len(p.ldm.attention) == len(p.ldm.block_out_channels), "ldm.attention",
+          f"needs {len(p.ldm.block_out_channels)} values, one for each block")  # fmt: skip
+    for width, attends in zip(p.ldm.block_out_channels, p.ldm.attention, strict=False):
+        check(not attends or width % p.ldm.head_dim == 0, "ldm.head_dim", f"does not divide the {width} channels")
+    for key, groups, widths in (("vae", p.vae.norm_num_groups, p.vae.block_out_channels),
+                                ("ldm", p.ldm.norm_num_groups, p.ldm.block_out_channels)):  # fmt: skip
+        for width in widths:
+            check(width % groups == 0, f"{key}.norm_num_groups", f"{groups} does not divide {width} channels")
+    check(p.ldm.beta_start < p.ldm.beta_end < 1, "ldm.beta_end", "must lie between beta_start and 1")
+    check(p.generate.steps <= p.ldm.diffusion_steps, "generate.steps",
+          f"{p.generate.steps} is more than ldm.diffusion_steps {p.ldm.diffusion_steps}")  # fmt: skip
+    check(p.clap.audio.spec_size % p.clap.n_mels == 0, "clap.audio.spec_size",
+          f"{p.clap.audio.spec_size} is no multiple of clap.n_mels {p.clap.n_mels}")  # fmt: skip
+    check(len(p.clap.audio.depths) == len(p.clap.audio.heads) == 4, "clap.audio.depths", "and heads need four values")
+    check(p.clap.text.hidden_size % p.clap.text.heads == 0, "clap.text.heads", "does not divide hidden_size")
+    check(p.clap.f_min < p.clap.f_max <= p.clap.sample_rate / 2, "clap.f_max",
+          f"{p.clap.f_max} Hz must lie above f_min and at most at half of clap.sample_rate")  # fmt: skip
+    check(p.beats.min_bpm < p.beats.max_bpm, "beats.max_bpm", "must lie above min_bpm")
+    check(p.manifest.valid_share + p.manifest.test_share < 1, "manifest.test_share", "leaves nothing to train on")
+    for name in ("clap", "vae", "vocoder", "ldm"):
+        train: Training = getattr(p, name).train
+        check(train.batch_size % train.accumulation == 0, f"{name}.train.accumulation", "does not divide batch_size")
+        check(train.warmup_steps <= train.steps, f"{name}.train.warmup_steps", "is longer than the training")
+    return wrong

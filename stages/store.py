@@ -1,0 +1,202 @@
+"""Files that are whole or not there: atomic writes, checksums, and trained-model folders."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from stages.errors import DataError, ModelError
+
+CARD = "musicldm.json"
+CARD_SCHEMA = 1
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full, read-only or forbidden disk under `path` into a DataError that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(_existing_parent(path)).free
+            raise DataError(
+                f"The disk under {path} is full ({free / 1e6:.0f} MB left).",
+                "Free space or choose another --work folder, then run the same command again; it goes on.",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise DataError(
+                f"{path} cannot be written: {error.strerror}.", "Choose a folder you may write to."
+            ) from error
+        raise
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`, else removed.
+
+    The temporary name keeps the suffix, since encoders choose the format by it.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            os.chmod(temporary, 0o666 & ~_umask())
+            _fsync(temporary)
+            os.replace(temporary, path)
+            _fsync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it takes the place of `path`, else it is removed."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
+        try:
+            yield temporary
+            os.chmod(temporary, 0o777 & ~_umask())
+            for file in temporary.rglob("*"):
+                _fsync(file)
+            old = None
+            if path.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".old-{path.name}-", dir=path.parent)) / path.name
+                os.replace(path, old)
+            os.replace(temporary, path)
+            _fsync(path.parent)
+            if old is not None:
+                shutil.rmtree(old.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write strict JSON (no NaN), sorted by nothing: keys keep the order that a reader wants."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """Parse a JSON file of ours. Raises DataError, with `remedy`, when it is missing or malformed."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"There is no {path}.", remedy) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.", remedy) from error
+
+
+def read_jsonl(path: Path, remedy: str) -> list[dict[str, Any]]:
+    """Parse a JSON-lines file of ours. Raises DataError naming the first bad line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"There is no {path}.", remedy) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.", remedy) from error
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number} is not JSON: {error}.", remedy) from error
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in flat memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def model_folder(path: Path, kind: str, card: dict[str, Any]) -> Iterator[Path]:
+    """Yield a temporary folder to save a model in; then seal it with `musicldm.json` and move it into place.
+
+    The seal holds `kind`, the caller's `card` (preset, digests, steps, data), versions, and every file's
+    size and SHA-256.
+    """
+    with atomic_folder(path) as temporary:
+        yield temporary
+        files = {
+            str(file.relative_to(temporary)): {"bytes": file.stat().st_size, "sha256": sha256(file)}
+            for file in sorted(temporary.rglob("*"))
+            if file.is_file()
+        }
+        seal = {"schema": CARD_SCHEMA, "kind": kind, "musicldm": version("musicldm"), **card, "files": files}
+        (temporary / CARD).write_text(json.dumps(seal, indent=2) + "\n", encoding="utf-8")
+
+
+def model_card(path: Path, kind: str | None = None) -> dict[str, Any]:
+    """The seal of a model folder. Raises ModelError when there is none or it is of another kind or schema."""
+    train = f"Make it with: musicldm train {kind or 'ldm'}"
+    try:
+        card = json.loads((path / CARD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path} is not a model folder of musicldm (no {CARD}).", train) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path / CARD} cannot be read: {error}.", train) from error
+    if card.get("schema") != CARD_SCHEMA:
+        raise ModelError(
+            f"{path} has schema {card.get('schema')}; this version reads {CARD_SCHEMA}.", "Update musicldm."
+        )
+    if kind is not None and card.get("kind") != kind:
+        raise ModelError(f"{path} holds a {card.get('kind')} model, not a {kind} model.", train)
+    return dict(card)
+
+
+def verify_model(path: Path) -> list[str]:
+    """What differs between a model folder and its seal, one sentence a file; empty when all is well."""
+    sealed = model_card(path)["files"]
+    found = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {CARD}
+    problems = [f"{name} is missing" for name in sorted(sealed.keys() - found)]
+    problems += [f"{name} is not part of the model" for name in sorted(found - sealed.keys())]
+    problems += [
+        f"{name} was altered" for name in sorted(sealed.keys() & found) if sha256(path / name) != sealed[name]["sha256"]
+    ]
+    return problems
+
+
+def model_digest(path: Path) -> str:
+    """Twelve hex digits that name a model folder's weights and configs (from its seal)."""
+    files = model_card(path)["files"]
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _existing_parent(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

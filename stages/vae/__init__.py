@@ -1,0 +1,1 @@
+"""VAE: mel-spectrogram to latents and back."""

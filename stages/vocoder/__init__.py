@@ -1,0 +1,1 @@
+"""HiFi-GAN: mel-spectrogram to waveform."""
