@@ -82,15 +82,11 @@ def main() -> NoReturn:
         output.error(error, code)
     except typer.TyperException as error:  # the command line itself was wrong
         code = getattr(error, "exit_code", 2)
-        hint = "Help: musicldm --help"
         context = getattr(error, "ctx", None)
-        if context is not None:
-            hint = f"Help: {context.command_path} --help"
+        name = context.command_path if context is not None else "musicldm"
         message = error.format_message()
-        if message and not message.startswith("Usage:"):
-            output.error(errors.UsageError(message, hint), code)
-        elif context is not None:  # a group without a command: its help is the answer
-            print(context.get_help())
+        if message:  # a group called without a command has shown its help already
+            output.error(errors.UsageError(message, f"Help: {name} --help"), code)
     except KeyboardInterrupt:
         code = 130
         output.error(errors.Interrupted("Interrupted.", "The same command goes on where it stopped."), code)

@@ -1,14 +1,19 @@
 """What every command gets from the options before its name: the sink, the parameters, the work folder."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from musicldm_cli.output import Output
-from stages import params
-from stages.errors import ParamsError
+from stages.errors import UsageError
 from stages.layout import Layout
+
+if TYPE_CHECKING:  # pydantic costs 0.2 s, which --help need not pay
+    from stages.params import Params
 
 DEFAULT_PARAMS = Path("params.yaml")
 DEFAULT_PRESET = "small"
@@ -22,11 +27,13 @@ class Session:
     layout: Layout
     params_file: Path | None = None
 
-    def params(self, overrides: list[str] | None = None, preset: str | None = None) -> params.Params:
+    def params(self, overrides: list[str] | None = None, preset: str | None = None) -> Params:
         """params.yaml (or the file of --params, or a preset by name) with `-S` overrides, checked whole.
 
         Without any params.yaml here the preset `small` holds.
         """
+        from stages import params
+
         if preset is not None:
             return params.resolve({"preset": preset}, overrides or [], origin=f"preset {preset}")
         if self.params_file is not None:
@@ -40,5 +47,5 @@ def session(context: typer.Context) -> Session:
     """The session of a running command."""
     found = context.obj
     if not isinstance(found, Session):
-        raise ParamsError("The command was called without its session.")
+        raise UsageError("The command was called without its session.")
     return found

@@ -95,6 +95,8 @@ class Captions(Section):
 
 
 class Shards(Section):
+    """HDF5 shards of audio, beats and captions."""
+
     target_megabytes: Positive = 256
 
 
@@ -341,8 +343,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "shards": {"target_megabytes": 16},
         "clap": {
             **_SMALL_CLAP,
-            "n_mels": 32, "projection_dim": 64,
-            "audio": {"embed_dim": 16, "depths": [1, 1, 1, 1], "heads": [1, 2, 4, 8], "spec_size": 128},
+            "hop_length": 320, "n_mels": 32, "projection_dim": 64,
+            "audio": {"embed_dim": 16, "depths": [1, 1, 1, 1], "heads": [1, 2, 4, 8], "window_size": 4,
+                      "spec_size": 128},
             "text": {"hidden_size": 64, "layers": 2, "heads": 2, "intermediate_size": 128, "vocab_size": 1000},
             "train": {"steps": 100, "batch_size": 16, "learning_rate": 1e-3, "betas": [0.9, 0.99],
                       "warmup_steps": 10},
@@ -444,6 +447,26 @@ def resolve(raw: dict[str, Any], overrides: Iterable[str] = (), origin: str = "p
         lines = "\n".join(f"  {key}: {what}" for key, what in problems)
         raise ParamsError(f"{origin} has {len(problems)} mistake(s):\n{lines}", "Correct these keys and run again.")
     return params
+
+
+def to_yaml(params: Params) -> str:
+    """A complete params.yaml with a line of explanation above each section; `resolve` reads it back unchanged."""
+    blocks = []
+    for name, value in params.model_dump(mode="json").items():
+        section = getattr(params, name)
+        about = (type(section).__doc__ or "").splitlines()[0] if isinstance(section, Section) else ""
+        text = yaml.dump({name: value}, Dumper=_FlowLists, sort_keys=False, width=110)
+        blocks.append(f"# {about}\n{text}" if about else text)
+    return "\n".join(blocks)
+
+
+class _FlowLists(yaml.SafeDumper):
+    """Writes lists on one line and mappings one key a line."""
+
+
+_FlowLists.add_representer(
+    list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+)
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
@@ -556,6 +579,12 @@ def impossible(p: Params) -> list[tuple[str, str]]:
           f"{p.generate.steps} is more than ldm.diffusion_steps {p.ldm.diffusion_steps}")  # fmt: skip
     check(p.clap.audio.spec_size % p.clap.n_mels == 0, "clap.audio.spec_size",
           f"{p.clap.audio.spec_size} is no multiple of clap.n_mels {p.clap.n_mels}")  # fmt: skip
+    capacity = p.clap.audio.spec_size * (p.clap.audio.spec_size // p.clap.n_mels)  # HTSAT folds them into a square
+    frames = p.clap.window_samples // p.clap.hop_length
+    check(frames <= capacity, "clap.window_seconds",
+          f"is {frames} frames; {capacity} fit spec_size {p.clap.audio.spec_size}")  # fmt: skip
+    check(p.clap.audio.spec_size % (32 * p.clap.audio.window_size) == 0, "clap.audio.window_size",
+          f"needs a spec_size that is a multiple of {32 * p.clap.audio.window_size}")  # fmt: skip
     check(len(p.clap.audio.depths) == len(p.clap.audio.heads) == 4, "clap.audio.depths", "and heads need four values")
     check(p.clap.text.hidden_size % p.clap.text.heads == 0, "clap.text.heads", "does not divide hidden_size")
     check(p.clap.f_min < p.clap.f_max <= p.clap.sample_rate / 2, "clap.f_max",

