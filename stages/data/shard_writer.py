@@ -1,0 +1,209 @@
+"""Writing HDF5 shards, in parallel and only those that changed.
+
+A shard is a function of its tracks alone, so writing it again gives the same bytes. Shards that hold what
+they should are left as they are, and tracks added to the collection go into new shards at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.data.shard_index import INDEX, SCHEMA, Shard, describe, fault, read_index
+from stages.errors import DataError
+from stages.params import Params
+from stages.progress import Progress, silent
+from stages.store import atomic_file, read_jsonl, sha256, write_json
+
+if TYPE_CHECKING:
+    from stages.data.manifest import Track
+
+HDF5_VERSION = ("v110", "v110")  # from 1.10 on, HDF5 keeps checksums of its metadata too
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one track's group is written from: an audio file, and everything else as plain data."""
+
+    audio: Path
+    content: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        return str(self.content["id"])
+
+
+def write_shards(
+    audio_manifest: Path, beats: Path, captions: Path, out: Path, params: Params, progress: Progress = silent
+) -> dict[str, int]:
+    """Write the shards of a resampled collection into `out`, index.json last; returns counts.
+
+    `audio_manifest` lists mono 16-bit files at audio.sample_rate; `beats` and `captions` are the JSON-lines
+    files of `prep beats` and `prep captions` with one row for each track. One process writes one shard.
+    Raises DataError for a track without beats, caption or readable audio, and for a full disk; shards
+    written until then are kept and taken up by the next run.
+    """
+    from joblib import Parallel, cpu_count, delayed
+
+    old = _old_shards(out, params)
+    plan = _plan(_sources(audio_manifest, beats, captions), old, params)
+    for leftover in out.glob(".tmp-*"):
+        leftover.unlink()
+    jobs = [
+        delayed(_make_shard)(
+            out / f"shard-{number:05d}.h5", sources, old[number] if number < len(old) else None, params
+        )
+        for number, sources in enumerate(plan)
+    ]
+    shards: list[Shard] = []
+    written = 0
+    progress("Shards", 0, len(jobs))
+    for shard, new in Parallel(n_jobs=min(cpu_count(), len(jobs)), return_as="generator")(jobs):
+        shards.append(shard)
+        written += new
+        progress("Shards", len(shards), len(jobs))
+    index = {"schema": SCHEMA, "params_digest": _params_digest(params), "sample_rate": params.audio.sample_rate}
+    write_json(out / INDEX, index | {"shards": [asdict(shard) for shard in shards]})
+    for stale in set(out.glob("shard-*.h5")) - {out / shard.file for shard in shards}:
+        stale.unlink()
+    tracks = [track for shard in shards for track in shard.tracks]
+    return {
+        "shards": len(shards),
+        "written": written,
+        "tracks": len(tracks),
+        "seconds": sum(track.samples for track in tracks) // params.audio.sample_rate,
+        "bytes": sum(shard.bytes for shard in shards),
+    }
+
+
+def _params_digest(params: Params) -> str:
+    return params.digest("audio", "shards")
+
+
+def _sources(audio_manifest: Path, beats: Path, captions: Path) -> list[Source]:
+    from stages.data.manifest import read_manifest
+
+    manifest = read_manifest(audio_manifest)
+    beat_rows = {row["id"]: row for row in read_jsonl(beats, "Track the beats: musicldm prep beats")}
+    caption_rows = {row["id"]: row for row in read_jsonl(captions, "Write the captions: musicldm prep captions")}
+    if not manifest.tracks:
+        raise DataError(f"{audio_manifest} lists no track.", "Add music, then: musicldm prep manifest")
+    for rows, file, command in ((beat_rows, beats, "beats"), (caption_rows, captions, "captions")):
+        missing = [track.id for track in manifest.tracks if track.id not in rows]
+        if missing:
+            raise DataError(
+                f"{file} has no row for track {missing[0]} ({len(missing)} are missing).",
+                f"Make them: musicldm prep {command}",
+            )
+    return [
+        Source(manifest.audio_path(track), _content(track, beat_rows[track.id], caption_rows[track.id]["caption"]))
+        for track in manifest.tracks
+    ]
+
+
+def _content(track: Track, beats: dict[str, Any], caption: str) -> dict[str, Any]:
+    if "/" in track.id or track.id in ("", "."):
+        raise DataError(f"The track id {track.id!r} cannot name a group of an HDF5 file.", "Change it in the manifest.")
+    own = {"id": track.id, "split": track.split, "title": track.title, "artist": track.artist,
+           "licence": track.licence, "seconds": track.seconds, "sha256": track.sha256, "caption": caption}  # fmt: skip
+    keys = ("beats", "downbeats", "metre", "tempo_bpm", "tempo_confidence", "tempo_group")
+    return own | {key: beats[key] for key in keys}
+
+
+def _old_shards(out: Path, params: Params) -> list[Shard]:
+    """The shards that are there, if they are of these params; an index that cannot be read counts as none."""
+    try:
+        index = read_index(out)
+    except DataError:
+        return []
+    return index.shards if index.params_digest == _params_digest(params) else []
+
+
+def _plan(sources: list[Source], old: list[Shard], params: Params) -> list[list[Source]]:
+    """Which tracks go into which shard: as they are now, new ones behind; all anew once a track is gone."""
+    by_id = {source.id: source for source in sources}
+    kept = [[track.id for track in shard.tracks] for shard in old]
+    if any(name not in by_id for names in kept for name in names):
+        kept = []
+    plan = [[by_id.pop(name) for name in names] for names in kept]
+    target_seconds = params.shards.target_megabytes * 1e6 / 2 / params.audio.sample_rate
+    filled = target_seconds
+    for source in by_id.values():
+        seconds = source.content["seconds"]
+        if filled + seconds > target_seconds:
+            plan.append([])
+            filled = 0.0
+        plan[-1].append(source)
+        filled += seconds
+    return plan
+
+
+def _make_shard(path: Path, sources: list[Source], old: Shard | None, params: Params) -> tuple[Shard, bool]:
+    """The index row of a shard, and whether it had to be written."""
+    made_of = [SCHEMA, params.audio.sample_rate, params.audio.clip_samples, [source.content for source in sources]]
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    ids = [source.id for source in sources]
+    if _holds(path, key):
+        if old is not None and old.key == key and old.sha256 == sha256(path):
+            return old, False
+        if old is None and fault(path, ids) is None:  # of a run that was stopped before its index
+            return describe(path, ids), False
+    with atomic_file(path) as temporary:
+        with h5py.File(temporary, "w", libver=HDF5_VERSION) as file:
+            file.attrs["key"] = key
+            for source in sources:
+                _write_track(file, source, params)
+        shard = describe(temporary, ids, path.name)
+    return shard, True
+
+
+def _holds(path: Path, key: str) -> bool:
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return bool(file.attrs["key"] == key)
+    except (OSError, KeyError):
+        return False
+
+
+def _write_track(file: h5py.File, source: Source, params: Params) -> None:
+    samples = _read_audio(source.audio, params.audio.sample_rate)
+    content = source.content
+    group = file.create_group(content["id"])
+    _dataset(group, "audio", samples, params.audio.clip_samples)
+    for name in ("beats", "downbeats"):
+        _dataset(group, name, np.asarray(content[name], dtype=np.float64), len(content[name]))
+    for name in ("caption", "licence", "title", "artist", "split", "tempo_confidence"):
+        group.attrs[name] = content[name]
+    group.attrs["tempo_bpm"] = np.nan if content["tempo_bpm"] is None else content["tempo_bpm"]
+    group.attrs["tempo_group"] = -1 if content["tempo_group"] is None else content["tempo_group"]
+    group.attrs["metre"] = content["metre"] or 0
+
+
+def _dataset(group: h5py.Group, name: str, data: NDArray[Any], chunk: int) -> None:
+    """No timestamps, so that equal data gives equal bytes; HDF5 cannot chunk an empty dataset."""
+    chunked = {"chunks": (min(chunk, len(data)),), "fletcher32": True} if len(data) else {}
+    group.create_dataset(name, data=data, track_times=False, **chunked)
+
+
+def _read_audio(path: Path, sample_rate: int) -> NDArray[np.int16]:
+    import soundfile
+
+    again = "Make it again: musicldm prep resample"
+    try:
+        with soundfile.SoundFile(path) as file:
+            promised, rate, channels = file.frames, file.samplerate, file.channels
+            samples = file.read(dtype="int16")
+    except (OSError, RuntimeError) as error:  # libsndfile's errors are RuntimeErrors
+        raise DataError(f"{path} cannot be read: {error}", again) from error
+    if rate != sample_rate or channels != 1:
+        raise DataError(f"{path} has {channels} channel(s) at {rate} Hz, not one at {sample_rate} Hz.", again)
+    if len(samples) != promised or promised == 0:
+        raise DataError(f"{path} gives {len(samples)} of its {promised} samples.", again)
+    return np.asarray(samples)

@@ -1,0 +1,115 @@
+"""HDF5 shards: audio, beats and captions of a collection, read only through a checksummed index."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.data.shard_index import AGAIN, INDEX, Shard, TrackInfo, cause, check_size, describe, fault, read_index
+from stages.data.shard_writer import write_shards
+from stages.errors import DataError
+from stages.progress import Progress, silent
+from stages.store import sha256
+
+__all__ = ["ShardReader", "TrackInfo", "verify", "write_shards"]
+
+
+class ShardReader:
+    """Random access to the tracks of a folder of shards.
+
+    Sizes are compared with the index when it is made, each file's key when it is first opened, and each
+    chunk's checksum when it is read; any difference is a DataError. Files are opened once per process, so a
+    reader may be pickled or forked into DataLoader workers. `verify` hashes everything.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        index = read_index(folder)
+        self.folder, self.sample_rate, self.params_digest = folder, index.sample_rate, index.params_digest
+        self.digest = sha256(folder / INDEX)[:12]
+        self.tracks = [track for shard in index.shards for track in shard.tracks]
+        self._shards = [shard for shard in index.shards for _ in shard.tracks]  # one for each track
+        self._files: dict[str, h5py.File] = {}
+        self._process = os.getpid()
+        for shard in index.shards:
+            check_size(folder, shard)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": {}}
+
+    def audio(self, i: int, start: int, stop: int) -> NDArray[np.int16]:
+        """Samples start .. stop of track i, int16 (stop - start,). Raises IndexError beyond the track."""
+        if not 0 <= start <= stop <= self.tracks[i].samples:
+            raise IndexError(f"{start} .. {stop} is not within the {self.tracks[i].samples} samples of track {i}")
+        with self._reading(i):
+            return np.asarray(self._group(i)["audio"][start:stop])
+
+    def beats(self, i: int) -> NDArray[np.float64]:
+        """Beat times of track i in seconds."""
+        with self._reading(i):
+            return np.asarray(self._group(i)["beats"][:])
+
+    def downbeats(self, i: int) -> NDArray[np.float64]:
+        """Downbeat times of track i in seconds."""
+        with self._reading(i):
+            return np.asarray(self._group(i)["downbeats"][:])
+
+    def _group(self, i: int) -> h5py.Group:
+        shard = self._shards[i]
+        if self._process != os.getpid():  # a handle taken over by fork shares its parent's state
+            self._files, self._process = {}, os.getpid()
+        if shard.file not in self._files:
+            file = h5py.File(self.folder / shard.file, "r", locking=False)
+            if file.attrs["key"] != shard.key:
+                raise OSError("it holds other tracks than the index says")
+            self._files[shard.file] = file
+        return self._files[shard.file][self.tracks[i].id]
+
+    @contextmanager
+    def _reading(self, i: int) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, KeyError, RuntimeError) as error:
+            where = self.folder / self._shards[i].file
+            raise DataError(
+                f"{where}, track {self.tracks[i].id}: {cause(error)}.",
+                f"Find what differs: musicldm prep verify. {AGAIN}",
+            ) from error
+
+
+def verify(folder: Path, progress: Progress = silent) -> dict[str, int]:
+    """Read every byte of the shards again: sizes, SHA-256, chunk checksums, rows of the index. Returns counts.
+
+    Raises DataError for the first difference, naming the shard, the track and the cause.
+    """
+    shards = read_index(folder).shards
+    for done, shard in enumerate(shards):
+        progress("Verify", done, len(shards))
+        check_size(folder, shard)
+        difference = _difference(folder / shard.file, shard)
+        if difference is not None:
+            raise DataError(f"The shard {folder / shard.file} was altered: {difference}.", AGAIN)
+    progress("Verify", len(shards), len(shards))
+    return {
+        "shards": len(shards),
+        "tracks": sum(len(shard.tracks) for shard in shards),
+        "bytes": sum(shard.bytes for shard in shards),
+    }
+
+
+def _difference(path: Path, shard: Shard) -> str | None:
+    ids = [track.id for track in shard.tracks]
+    problem = fault(path, ids)
+    if problem is not None:
+        return problem
+    found = describe(path, ids)
+    if found.sha256 != shard.sha256:
+        return "its SHA-256 is not the index's, though all audio and beats can be read"
+    for mine, listed in zip(found.tracks, shard.tracks, strict=True):
+        if mine != listed:
+            return f"track {mine.id}: its row in the index is another"
+    return None if found.key == shard.key else "its key is not the index's"
