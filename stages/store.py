@@ -30,7 +30,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"The disk under {path} is full ({free / 1e6:.0f} MB left).",
                 "Free space or choose another --work folder, then run the same command again; it goes on.",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             raise DataError(
                 f"{path} cannot be written: {error.strerror}.", "Choose a folder you may write to."
             ) from error

@@ -1,0 +1,165 @@
+"""The command line as a person or a script meets it: help, exit codes, output modes, completion."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from musicldm_cli import app
+from stages import errors
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "musicldm_cli", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def call(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    """The same entry point without a new process."""
+    monkeypatch.setattr(sys, "argv", ["musicldm", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        app.main()
+    out, err = capsys.readouterr()
+    return int(caught.value.code or 0), out, err
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    probe = (
+        "import sys; sys.argv = ['musicldm', '--help']\n"
+        "from musicldm_cli.app import main\n"
+        "try: main()\n"
+        "finally: print(sorted({'torch', 'numpy', 'pydantic', 'transformers', 'librosa'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    for name in ("data", "prep", "train", "generate", "eval", "model", "params", "doctor"):
+        assert name in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_command_explains_itself(monkeypatch, capsys):
+    """Each leaf of the tree has a help text, and each of its options too."""
+    leaves = list(_leaves(app.app))
+    assert len(leaves) >= 20
+    for path, command in leaves:
+        assert command.help and len(command.help) > 15, path
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), f"{' '.join(path)}: {parameter.name}"
+
+
+def _leaves(typer_app):
+    import typer
+
+    def walk(command, path):
+        for name, child in getattr(command, "commands", {}).items():
+            yield from walk(child, (*path, name))
+        if not hasattr(command, "commands"):
+            yield path, command
+
+    return walk(typer.main.get_command(typer_app), ())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("nonsense",), 2, "No such command"),
+        (("prep", "nonsense"), 2, "musicldm prep --help"),
+        (("generate", "--steps", "few"), 2, "few"),
+        (("--params", "none.yaml", "params", "show"), 3, "no parameter file"),
+        (("params", "show", "-S", "mel.hop_length=7"), 3, "mel.hop_length"),
+        (("model", "info", "no-such-folder"), 5, "not a model folder"),
+    ],
+)
+def test_mistakes_have_their_exit_code_and_one_sentence(monkeypatch, capsys, arguments, code, words):
+    got, out, err = call(monkeypatch, capsys, *arguments)
+    assert (got, out) == (code, "")
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_every_error_has_an_exit_code():
+    kinds = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.MusicldmError)]
+    assert len(kinds) == 8
+    codes = {kind.__name__: app.exit_code(kind("x")) for kind in kinds if kind is not errors.MusicldmError}
+    assert codes == {
+        "UsageError": 2,
+        "ParamsError": 3,
+        "DataError": 4,
+        "ModelError": 5,
+        "MissingDependencyError": 6,
+        "GateError": 7,
+        "Interrupted": 130,
+    }
+
+
+def test_json_is_one_object_on_stdout(monkeypatch, capsys):
+    code, out, err = call(monkeypatch, capsys, "--json", "params", "show", "--preset", "paper")
+    shown = json.loads(out)
+    assert (code, err, shown["ok"], shown["params"]["preset"]) == (0, "", True, "paper")
+    code, out, err = call(monkeypatch, capsys, "--json", "model", "info", "no-such-folder")
+    failed = json.loads(out)
+    assert (code, err, failed["ok"]) == (5, "", False)
+    assert set(failed["error"]) == {"code", "message", "remedy"}
+    code, out, _ = call(monkeypatch, capsys, "--json", "--quiet", "doctor")
+    assert (code, json.loads(out)["error"]["message"]) == (2, "--json and --quiet exclude each other.")
+    code, out, _ = call(monkeypatch, capsys, "--json", "nonsense")
+    assert (code, json.loads(out)["error"]["code"]) == (2, 2)
+
+
+def test_params_show_makes_a_file_that_params_check_accepts(monkeypatch, capsys, tmp_path):
+    _, text, _ = call(monkeypatch, capsys, "params", "show", "--preset", "released")
+    file = tmp_path / "params.yaml"
+    file.write_text(text)
+    code, out, _ = call(monkeypatch, capsys, "params", "check", str(file))
+    assert code == 0
+    assert "released, latents 8 x 256 x 16" in out
+
+
+def test_doctor_tells_versions_compute_and_disk():
+    done = run("--json", "doctor")
+    report = json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr
+    found = {finding["what"]: finding for finding in report["findings"]}
+    assert {"python", "torch", "torchaudio imports", "cpu bf16", "cpu AMX", "cuda", "free disk", "model"} <= found.keys() | {
+        "cuda" if any(name.startswith("cuda") for name in found) else ""
+    }
+    assert report["healthy"] is True
+    for finding in report["findings"]:
+        assert finding["state"] == "ok" or finding["remedy"]
+
+
+def test_doctor_names_a_missing_package_and_exits_6(monkeypatch, capsys):
+    import importlib.metadata
+
+    from stages import doctor
+
+    def without_h5py(name: str) -> str:
+        if name == "h5py":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return importlib.metadata.version(name)
+
+    monkeypatch.setattr(doctor, "version", without_h5py)
+    code, out, _ = call(monkeypatch, capsys, "doctor")
+    assert code == 6
+    assert "pip install 'h5py>=" in out
+
+
+def test_an_unknown_error_keeps_its_traceback(monkeypatch):
+    from musicldm_cli.session import Session
+
+    def broken(*_):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(Session, "params", broken)
+    monkeypatch.setattr(sys, "argv", ["musicldm", "params", "show"])
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        app.main()
+
+
+def test_completion_can_be_installed():
+    done = run("--show-completion", "bash")
+    assert done.returncode == 0
+    assert "complete" in done.stdout
+    assert "musicldm" in done.stdout

@@ -1,0 +1,104 @@
+"""Files are whole or not there, and model folders know when they were altered."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from stages import store
+from stages.errors import DataError, ModelError
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    target = tmp_path / "a.txt"
+    store.write_text(target, "old")
+    with pytest.raises(RuntimeError), store.atomic_file(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_failed_folder_leaves_the_old_folder(tmp_path):
+    target = tmp_path / "model"
+    with store.atomic_folder(target) as temporary:
+        (temporary / "a").write_text("old")
+    with pytest.raises(RuntimeError), store.atomic_folder(target) as temporary:
+        (temporary / "a").write_text("half")
+        raise RuntimeError
+    assert (target / "a").read_text() == "old"
+    with store.atomic_folder(target) as temporary:
+        (temporary / "b").write_text("new")
+    assert [file.name for file in target.iterdir()] == ["b"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no right to mount a tmpfs here")
+    try:
+        with pytest.raises(DataError, match="is full"):
+            store.write_text(small / "big.txt", "x" * 1_000_000)
+        assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_forbidden_paths_are_data_errors(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        store.write_text(tmp_path / "file" / "below.txt", "x")
+
+
+def test_json_refuses_nan(tmp_path):
+    with pytest.raises(ValueError):
+        store.write_json(tmp_path / "a.json", {"fd": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_jsonl_round_trip_and_bad_line(tmp_path):
+    rows = [{"id": "é", "beats": [0.5]}, {"id": "b"}]
+    file = tmp_path / "rows.jsonl"
+    store.write_jsonl(file, rows)
+    assert store.read_jsonl(file, "") == rows
+    file.write_text(file.read_text() + "{half")
+    with pytest.raises(DataError, match="line 3"):
+        store.read_jsonl(file, "again")
+
+
+def _seal(tmp_path, kind="vae"):
+    folder = tmp_path / "model"
+    with store.model_folder(folder, kind, {"preset": "tiny"}) as temporary:
+        (temporary / "vae").mkdir()
+        (temporary / "vae" / "weights").write_bytes(b"12345")
+    return folder
+
+
+def test_a_model_folder_is_sealed_and_verified(tmp_path):
+    folder = _seal(tmp_path)
+    assert store.verify_model(folder) == []
+    assert store.model_card(folder, "vae")["preset"] == "tiny"
+    before = store.model_digest(folder)
+    (folder / "vae" / "weights").write_bytes(b"12346")
+    (folder / "extra").write_text("")
+    assert store.verify_model(folder) == ["extra is not part of the model", "vae/weights was altered"]
+    (folder / "vae" / "weights").unlink()
+    assert "vae/weights is missing" in store.verify_model(folder)
+    assert store.model_digest(_seal(tmp_path)) == before
+
+
+def test_wrong_models_are_refused(tmp_path):
+    with pytest.raises(ModelError, match="not a model folder"):
+        store.model_card(tmp_path)
+    folder = _seal(tmp_path)
+    with pytest.raises(ModelError, match="holds a vae model"):
+        store.model_card(folder, "clap")
+    card = json.loads((folder / store.CARD).read_text())
+    (folder / store.CARD).write_text(json.dumps(card | {"schema": 99}))
+    with pytest.raises(ModelError, match="schema 99"):
+        store.model_card(folder)
