@@ -1,0 +1,70 @@
+"""Where a training runs: Accelerate with the wanted precision, and the way from losses to optimizer steps."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from stages.errors import ParamsError
+from stages.params import Training
+from stages.training.state import State
+
+
+def build_accelerator(settings: Training) -> Accelerator:
+    """Accelerate with settings.precision; `auto` is bf16 where the hardware has it, else fp32."""
+    precision = settings.precision
+    if precision == "auto":
+        cuda = torch.cuda.is_available()
+        fast = torch.cuda.is_bf16_supported() if cuda else torch.cpu._is_amx_tile_supported()
+        precision = "bf16" if fast else "fp32"
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ParamsError("precision: fp16 needs a GPU.", "Use precision: auto, bf16 or fp32.")
+    AcceleratorState._reset_state()  # or one process could not train first in fp32, then in bf16
+    return Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+class Backpropagation:
+    """Gathers gradients over micro-batches, and takes all optimizers' steps together or none of them."""
+
+    def __init__(self, accelerator: Accelerator, settings: Training, state: State, steppers: dict[str, Any]) -> None:
+        self.accelerator, self.settings, self.state, self.steppers = accelerator, settings, state, steppers
+        self.used: set[str] = set()
+
+    def __call__(self, name: str, loss: Tensor) -> None:
+        self.used.add(name)
+        self.accelerator.backward(loss / self.settings.accumulation)
+
+    def mean(self, value: Tensor) -> Tensor:
+        return self.accelerator.reduce(value, "mean")
+
+    @contextmanager
+    def part(self, last: bool) -> Iterator[None]:
+        """Around one micro-batch: processes exchange gradients only in the last one."""
+        with ExitStack() as stack:
+            for module in self.state.modules.values() if not last else ():
+                stack.enter_context(self.accelerator.no_sync(module))
+            yield
+
+    def clip(self) -> dict[str, float]:
+        """Gradient norms before clipping, by optimizer."""
+        norms = {}
+        for name in sorted(self.used):
+            parameters = [p for group in self.steppers[name].param_groups for p in group["params"]]
+            limit = self.settings.grad_clip or float("inf")
+            norms[name] = float(self.accelerator.clip_grad_norm_(parameters, limit))
+        return norms
+
+    def finish(self, take: bool) -> None:
+        for name in sorted(self.used) if take else ():
+            self.steppers[name].step()
+            self.state.schedulers[name].step()
+        for stepper in self.steppers.values():
+            stepper.zero_grad(set_to_none=True)
+        self.used.clear()

@@ -1,0 +1,287 @@
+"""The one training loop: step, log, validate, checkpoint. Accelerate moves it to devices and processes.
+
+A step is a pure function of the state before it, the seed and the step's number: the loader's position is the
+step, and torch's global generator is seeded anew for each step. So a training stopped anywhere, even by
+kill -9, goes on from its last checkpoint to the same bits.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from stages.data.dataset import StepBatches
+from stages.errors import Interrupted, ModelError, ParamsError
+from stages.progress import Progress, silent
+from stages.store import write_json
+from stages.training import checkpoint
+from stages.training.checkpoint import Position
+from stages.training.devices import Backpropagation, build_accelerator
+from stages.training.log import Write, show, writer
+from stages.training.signals import leave_to_parent, stop_signals
+from stages.training.state import State, Task, averaged_weights
+
+LOG_EVERY = 10  # steps
+Batch = dict[str, Tensor]
+Say = Callable[[str], None]
+
+
+@dataclass
+class History:
+    """What a training did: where its run is, how it ended, and the figures of its last validation."""
+
+    run: Path
+    steps: int = 0
+    resumed_at: int = 0
+    skipped: int = 0  # steps without a finite loss, in this call
+    losses: dict[str, float] = field(default_factory=dict)
+    valid: dict[str, float] = field(default_factory=dict)
+    best_step: int | None = None
+    best_loss: float | None = None
+    seconds: float = 0.0
+
+
+def train(
+    task: Task,
+    *,
+    checkpoints: Path,
+    identity: dict[str, str],
+    resume: bool | None = None,
+    progress: Progress = silent,
+    log: Say | None = None,
+    warn: Say | None = None,
+) -> History:
+    """Train `task` for settings.steps steps, leaving `task.state` at the last one, its modules unwrapped.
+
+    resume None: go on where a run of the same identity stopped, else start anew; True: refuse to start anew
+    (ModelError naming what differs); False: start anew, deleting the run of this identity. `log` gets one
+    line per validation, `warn` what went wrong on the way. Raises ModelError after max_bad_steps steps in a
+    row without a finite loss, and Interrupted, with the state saved, on SIGTERM or SIGINT.
+    """
+    return _Run(task, checkpoints / task.name, identity, progress, log or _nobody, warn or _nobody).train(resume)
+
+
+class _Run:
+    """One call of `train`: the task, its accelerator, and its place on disk."""
+
+    def __init__(
+        self, task: Task, root: Path, identity: dict[str, str], progress: Progress, log: Say, warn: Say
+    ) -> None:
+        self.task, self.settings, self.state = task, task.settings, task.state
+        self.root, self.identity = root, identity
+        self.run = root / checkpoint.digest(identity)
+        self.progress, self.log, self.warn = progress, log, warn
+        self.accelerator = build_accelerator(self.settings)
+        self.position, self.history = Position(), History(self.run)
+
+    def train(self, resume: bool | None) -> History:
+        started = time.monotonic()
+        self._begin(resume)
+        with self._wrapped() as backward, stop_signals() as stopped, self._writer() as write:
+            for step, batch in self._batches():
+                self._step(batch, step, backward, write)
+                done, last = step + 1, step + 1 == self.settings.steps
+                self.progress(f"train {self.task.name}", done, self.settings.steps)
+                improved = (last or done % self.settings.valid_every == 0) and self._validate(write)
+                interrupted = self._any(stopped.is_set())
+                if improved or last or interrupted or done % self.settings.checkpoint_every == 0:
+                    self._save()
+                if interrupted:
+                    raise Interrupted(
+                        f"Stopped at step {done} of {self.settings.steps}; the state is in {self.run}.",
+                        "The same command goes on from there.",
+                    )
+            if self.history.resumed_at == self.settings.steps:  # it was finished before
+                self._validate(write)
+        self.history.steps, self.history.seconds = self.position.step, time.monotonic() - started
+        self.history.best_step, self.history.best_loss = self.position.best_step, self.position.best_loss
+        return self.history
+
+    def _begin(self, resume: bool | None) -> None:
+        """Put the state where this training stands, and the run's folder in order."""
+        main = self.accelerator.is_main_process
+        if resume is False and main:
+            shutil.rmtree(self.run, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        for module in [*self.state.modules.values(), *([self.state.ema] if self.state.ema is not None else [])]:
+            module.to(self.accelerator.device)
+        found = checkpoint.load_latest(self.run, self.state, self.settings.steps, self.warn, self.accelerator.scaler)
+        if found is None:
+            self._explain_fresh_start(resume)
+        self.position = found or Position()
+        self.history.resumed_at = self.position.step
+        if main:
+            for leftover in self.run.glob(".*-step-*"):  # of a process that was killed while it saved
+                shutil.rmtree(leftover)
+            write_json(self.run / checkpoint.IDENTITY, self.identity)
+        self.accelerator.wait_for_everyone()
+
+    def _explain_fresh_start(self, resume: bool | None) -> None:
+        if resume is False:
+            return
+        differs = checkpoint.differences(self.root, self.identity)
+        if resume:
+            reason = f"the nearest run differs: {differs}" if differs else f"there is none below {self.root}"
+            raise ModelError(
+                f"No checkpoint of this {self.task.name} training to go on from; {reason}.",
+                "Leave out --resume to start anew, or use the parameters and data of the run to go on with.",
+            )
+        if differs:
+            self.warn(f"Starting anew; an earlier {self.task.name} training was another one: {differs}.")
+
+    @contextmanager
+    def _wrapped(self) -> Iterator[Backpropagation]:
+        """The state's modules prepared for devices, processes and precision; unwrapped again at the end."""
+        plain = dict(self.state.modules)
+        self.state.modules.update({name: self.accelerator.prepare(module) for name, module in plain.items()})
+        steppers = {name: self.accelerator.prepare(optimizer) for name, optimizer in self.state.optimizers.items()}
+        self._set_mode(training=True)
+        try:
+            yield Backpropagation(self.accelerator, self.settings, self.state, steppers)
+        finally:
+            for module in plain.values():  # autocast was wrapped around its forward
+                self.accelerator.unwrap_model(module, keep_fp32_wrapper=False).eval()
+            self.state.modules.update(plain)
+
+    def _batches(self) -> Iterator[tuple[int, Batch]]:
+        """(step, this process's slice of the global batch), from the position on."""
+        settings, world = self.settings, self.accelerator.num_processes
+        if settings.batch_size % (world * settings.accumulation):
+            raise ParamsError(
+                f"{self.task.name}.train.batch_size {settings.batch_size} does not divide by {world} processes "
+                f"x {settings.accumulation} accumulation steps.",
+                "Choose a multiple, so that every process sees equal slices.",
+            )
+        sampler = StepBatches(
+            len(self.task.dataset), settings.batch_size, settings.steps, start_step=self.position.step,
+            seed=settings.seed, rank=self.accelerator.process_index, world_size=world,
+        )  # fmt: skip
+        loader = self._loader(self.task.dataset, sampler, settings.workers)
+        for step, batch in enumerate(loader, start=self.position.step):
+            yield step, self._to_device(batch)
+
+    def _loader(self, dataset: Any, sampler: Any, workers: int) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=workers,
+            worker_init_fn=leave_to_parent,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}
+
+    def _step(self, batch: Batch, step: int, backward: Backpropagation, write: Write) -> None:
+        """One optimizer step over all micro-batches, or none where a loss or gradient is not finite."""
+        torch.manual_seed(step_seed(self.settings.seed, step, self.accelerator.process_index))
+        parts = _micro_batches(batch, self.settings.accumulation)
+        sums: dict[str, float] = {}
+        for number, part in enumerate(parts):
+            with backward.part(last=number == len(parts) - 1):
+                for name, value in self.task.step(part, step, backward).items():
+                    sums[name] = sums.get(name, 0.0) + float(value.detach()) / len(parts)
+        norms = backward.clip()
+        finite = all(np.isfinite(value) for value in sums.values())
+        if self.accelerator.scaler is None:  # with fp16 the scaler skips and recovers by itself
+            finite = finite and all(np.isfinite(value) for value in norms.values())
+        bad = self._any(not finite)
+        backward.finish(take=not bad)
+        self._count(bad, step, batch)
+        if not bad and self.state.ema is not None:
+            self.state.ema.update_parameters(self.accelerator.unwrap_model(self.state.network))
+        if not bad:
+            self.history.losses = sums
+            if (step + 1) % LOG_EVERY == 0:
+                rates = {f"lr/{name}": o.param_groups[0]["lr"] for name, o in self.state.optimizers.items()}
+                write(step + 1, sums | {f"norm/{name}": value for name, value in norms.items()} | rates)
+
+    def _count(self, bad: bool, step: int, batch: Batch) -> None:
+        in_a_row = self.position.bad_steps + 1 if bad else 0
+        self.position = Position(step + 1, in_a_row, self.position.best_step, self.position.best_loss)
+        self.history.skipped += bad
+        if bad and in_a_row >= self.settings.max_bad_steps:
+            tracks = sorted({self.task.track_id(int(track)) for track in batch["track"]})
+            raise ModelError(
+                f"The loss was not finite in {in_a_row} steps in a row, up to step {step + 1} with the tracks "
+                f"{', '.join(tracks)}.",
+                f"Lower {self.task.name}.train.learning_rate, set grad_clip or precision: fp32, or check these tracks.",
+            )
+
+    @torch.no_grad()
+    def _validate(self, write: Write) -> bool:
+        """Figures of the averaged weights on fixed windows of the valid split; every process computes them all.
+
+        Returns whether their `loss` is the best so far.
+        """
+        batches = self._valid_batches()
+        if not batches:
+            return False
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        sums: dict[str, float] = {}
+        self._set_mode(training=False)
+        with averaged_weights(self.state):
+            for batch in self._loader(self.task.valid_dataset, batches, workers=0):
+                for name, value in self.task.validate(self._to_device(batch), generator).items():
+                    sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
+        self._set_mode(training=True)
+        step, best = self.position.step, self.position.best_loss
+        self.history.valid = sums
+        write(step, {f"valid/{name}": value for name, value in sums.items()})
+        self.log(f"step {step}: train {show(self.history.losses)}; valid {show(sums)}")
+        improved = bool(np.isfinite(sums["loss"])) and (best is None or sums["loss"] < best)
+        if improved:
+            self.position = Position(step, self.position.bad_steps, step, sums["loss"])
+        return improved
+
+    def _valid_batches(self) -> list[list[tuple[int, int]]]:
+        """The same windows each time, spread evenly over the split, each with draw seed 0."""
+        if self.task.valid_dataset is None or len(self.task.valid_dataset) == 0:
+            return []
+        windows, size = len(self.task.valid_dataset), self.settings.batch_size // self.settings.accumulation
+        chosen = np.unique(np.linspace(0, windows - 1, min(windows, size * self.settings.valid_batches), dtype=int))
+        return [[(int(i), 0) for i in chosen[start : start + size]] for start in range(0, len(chosen), size)]
+
+    def _set_mode(self, training: bool) -> None:
+        for module in self.state.modules.values():
+            module.train(training)
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            plain = {name: self.accelerator.unwrap_model(m) for name, m in self.state.modules.items()}
+            state = State(plain, self.state.optimizers, self.state.schedulers, self.state.ema)
+            checkpoint.save(self.run, state, self.position, self.identity, self.accelerator.scaler)
+            checkpoint.prune(self.run, self.settings.keep_last, self.position.best_step)
+        self.accelerator.wait_for_everyone()
+
+    def _any(self, here: bool) -> bool:
+        """True on every process when it is on one."""
+        if self.accelerator.num_processes == 1:
+            return here
+        return bool(self.accelerator.reduce(torch.tensor(float(here), device=self.accelerator.device)) > 0)
+
+    def _writer(self) -> AbstractContextManager[Write]:
+        main = self.accelerator.is_main_process
+        return writer(self.run, self.position.step) if main else nullcontext(lambda _step, _figures: None)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of all that is drawn in one step on one process."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _micro_batches(batch: Batch, count: int) -> list[Batch]:
+    size = len(next(iter(batch.values()))) // count
+    return [{key: value[n * size : (n + 1) * size] for key, value in batch.items()} for n in range(count)]
+
+
+def _nobody(_text: str) -> None:
+    return None
