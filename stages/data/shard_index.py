@@ -22,6 +22,7 @@ class TrackInfo:
     id: str
     split: str
     samples: int
+    title: str
     artist: str
     caption: str
     tempo_bpm: float | None
@@ -87,6 +88,7 @@ def _track_info(group: h5py.Group) -> TrackInfo:
         id=group.name.lstrip("/"),
         split=attrs["split"],
         samples=len(group["audio"]),
+        title=attrs["title"],
         artist=attrs["artist"],
         caption=attrs["caption"],
         tempo_bpm=None if np.isnan(attrs["tempo_bpm"]) else float(attrs["tempo_bpm"]),
