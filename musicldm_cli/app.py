@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from musicldm_cli.commands import data, doctor, evaluate, generate, model, params, prep, train
-from musicldm_cli.output import Output
+from musicldm_cli.output import Mode, Output
 from musicldm_cli.session import Session
 from stages import errors
 from stages.layout import Layout
@@ -65,7 +65,7 @@ def options(
 ) -> None:
     if as_json and quiet:
         raise errors.UsageError("--json and --quiet exclude each other.")
-    mode = "json" if as_json else "quiet" if quiet else "human"
+    mode: Mode = "json" if as_json else "quiet" if quiet else "human"
     context.obj = Session(Output(mode), Layout(work), params_file)
 
 

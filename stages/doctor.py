@@ -70,7 +70,10 @@ def _compute() -> list[Finding]:
         try:
             importlib.import_module(name)
         except (ImportError, OSError) as error:
-            return [*findings, Finding(f"import {name}", "missing", str(error), f"pip install --force-reinstall {name}")]
+            return [
+                *findings,
+                Finding(f"import {name}", "missing", str(error), f"pip install --force-reinstall {name}"),
+            ]
     import torch
 
     findings.append(Finding("torchaudio imports", "ok", "with its C++ extension" if torch.version.cuda else "CPU only"))

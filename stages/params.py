@@ -204,9 +204,7 @@ class Vocoder(Section):
     feature_weight: NonNegative = 2.0
     adversarial_start: Annotated[int, Field(ge=0)] = 0
     train_on: Literal["real", "vae"] = "real"  # mels of real audio, or decoded by the trained VAE
-    train: Training = Training(
-        steps=1_000_000, batch_size=96, learning_rate=2e-4, betas=[0.8, 0.99], schedule="cosine"
-    )
+    train: Training = Training(steps=1_000_000, batch_size=96, learning_rate=2e-4, betas=[0.8, 0.99], schedule="cosine")
 
 
 class Latents(Section):
@@ -548,16 +546,25 @@ def impossible(p: Params) -> list[tuple[str, str]]:
     check(p.mel.win_length <= p.mel.n_fft, "mel.win_length", f"{p.mel.win_length} is longer than n_fft {p.mel.n_fft}")
     check(p.mel.f_min < p.mel.f_max <= p.audio.sample_rate / 2, "mel.f_max",
           f"{p.mel.f_max} Hz must lie above f_min and at most at half the sample rate")  # fmt: skip
-    check(p.clip_frames % factor == 0, "vae.block_out_channels",
-          f"{len(p.vae.block_out_channels)} blocks divide by {factor}, which does not divide {p.clip_frames} frames")
-    check(p.mel.n_mels % factor == 0, "vae.block_out_channels",
-          f"{len(p.vae.block_out_channels)} blocks divide by {factor}, which does not divide {p.mel.n_mels} mel bins")
+    check(
+        p.clip_frames % factor == 0,
+        "vae.block_out_channels",
+        f"{len(p.vae.block_out_channels)} blocks divide by {factor}, which does not divide {p.clip_frames} frames",
+    )
+    check(
+        p.mel.n_mels % factor == 0,
+        "vae.block_out_channels",
+        f"{len(p.vae.block_out_channels)} blocks divide by {factor}, which does not divide {p.mel.n_mels} mel bins",
+    )
     product = math.prod(p.vocoder.upsample_rates)
     check(product == hop, "vocoder.upsample_rates", f"multiply to {product}, not to mel.hop_length {hop}")
     check(len(p.vocoder.upsample_rates) == len(p.vocoder.upsample_kernel_sizes), "vocoder.upsample_kernel_sizes",
           f"needs {len(p.vocoder.upsample_rates)} values, one for each rate")  # fmt: skip
-    check(all(k >= r for r, k in zip(p.vocoder.upsample_rates, p.vocoder.upsample_kernel_sizes, strict=False)),
-          "vocoder.upsample_kernel_sizes", "a kernel is smaller than its rate, so samples would be left out")
+    check(
+        all(k >= r for r, k in zip(p.vocoder.upsample_rates, p.vocoder.upsample_kernel_sizes, strict=False)),
+        "vocoder.upsample_kernel_sizes",
+        "a kernel is smaller than its rate, so samples would be left out",
+    )
     narrowest = p.vocoder.initial_channels // 2 ** len(p.vocoder.upsample_rates)
     check(narrowest >= 1, "vocoder.initial_channels", "halves to nothing over the upsampling layers")
     check(p.vocoder.segment_frames <= p.clip_frames, "vocoder.segment_frames", "is longer than the clip")

@@ -50,9 +50,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            os.chmod(temporary, 0o666 & ~_umask())
+            temporary.chmod(0o666 & ~_umask())
             _fsync(temporary)
-            os.replace(temporary, path)
+            temporary.replace(path)
             _fsync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
@@ -66,14 +66,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
         try:
             yield temporary
-            os.chmod(temporary, 0o777 & ~_umask())
+            temporary.chmod(0o777 & ~_umask())
             for file in temporary.rglob("*"):
                 _fsync(file)
             old = None
             if path.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".old-{path.name}-", dir=path.parent)) / path.name
-                os.replace(path, old)
-            os.replace(temporary, path)
+                path.replace(old)
+            temporary.replace(path)
             _fsync(path.parent)
             if old is not None:
                 shutil.rmtree(old.parent)
