@@ -126,6 +126,14 @@ def load_latest(
     return None
 
 
+def load_weights(module: nn.Module, file: Path, remedy: str) -> None:
+    """Fill `module` from a safetensors file, names and shapes as they are. Raises ModelError."""
+    try:
+        load_model(module, str(file), strict=True)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{file} cannot be loaded: {' '.join(str(error).split())[:300]}.", remedy) from error
+
+
 def steps_on_disk(run: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first."""
     return sorted(folder for folder in run.glob("step-*") if folder.is_dir())

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
 
 from stages.errors import ParamsError
@@ -28,6 +28,11 @@ def build_accelerator(settings: Training) -> Accelerator:
         mixed_precision="no" if precision == "fp32" else precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one of its training that writes and reports."""
+    return bool(PartialState().is_main_process)
 
 
 class Backpropagation:

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from stages.data.dataset import StepBatches
+from stages.data.dataset import Draw, StepBatches
 from stages.errors import Interrupted, ModelError, ParamsError
 from stages.progress import Progress, silent
 from stages.store import write_json
 from stages.training import checkpoint
 from stages.training.checkpoint import Position
+from stages.training.clips import spread
 from stages.training.devices import Backpropagation, build_accelerator
 from stages.training.log import Write, show, writer
 from stages.training.signals import leave_to_parent, stop_signals
@@ -47,6 +48,7 @@ class History:
     best_step: int | None = None
     best_loss: float | None = None
     seconds: float = 0.0
+    figures: dict[str, Any] = field(default_factory=dict)  # measured on the finished model
 
 
 def train(
@@ -242,13 +244,12 @@ class _Run:
             self.position = Position(step, self.position.bad_steps, step, sums["loss"])
         return improved
 
-    def _valid_batches(self) -> list[list[tuple[int, int]]]:
-        """The same windows each time, spread evenly over the split, each with draw seed 0."""
+    def _valid_batches(self) -> list[list[Draw]]:
         if self.task.valid_dataset is None or len(self.task.valid_dataset) == 0:
             return []
-        windows, size = len(self.task.valid_dataset), self.settings.batch_size // self.settings.accumulation
-        chosen = np.unique(np.linspace(0, windows - 1, min(windows, size * self.settings.valid_batches), dtype=int))
-        return [[(int(i), 0) for i in chosen[start : start + size]] for start in range(0, len(chosen), size)]
+        size = self.settings.batch_size // self.settings.accumulation
+        draws = spread(self.task.valid_dataset, size * self.settings.valid_batches)
+        return [draws[start : start + size] for start in range(0, len(draws), size)]
 
     def _set_mode(self, training: bool) -> None:
         for module in self.state.modules.values():

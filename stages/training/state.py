@@ -55,11 +55,11 @@ class Task(Protocol):
     def step(self, batch: dict[str, Tensor], step: int, backward: Backward) -> dict[str, Tensor]:
         """Named scalar losses of one (micro-)batch; calls `backward` for each optimizer that is to move.
 
-        Networks must be called as `self.state.modules[name](...)`, since there they are wrapped for several
-        processes and mixed precision; each at most once in a graph that reaches their own parameters.
+        A network that is to learn must be called as `self.state.modules[name](...)`, where it is wrapped for
+        several processes, and once a step; a judge within `frozen` by the task's own reference, unwrapped.
         """
 
-    def validate(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    def validate(self, batch: dict[str, Tensor], generator: torch.Generator, /) -> dict[str, Tensor]:
         """Named scalar figures, `loss` among them; random draws (on the CPU) from `generator` only."""
 
     def track_id(self, track: int) -> str:

@@ -4,17 +4,18 @@ import signal
 import socket
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from toy import ToyTask, Vectors, bits, settings
 
 from stages.errors import Interrupted, ModelError, ParamsError
 from stages.params import preset
 from stages.training import checkpoint, loop
 from stages.training.loop import train
 from stages.training.state import averaged_weights, build_scheduler, ema_decay
+from tests.training.toy import ToyTask, Vectors, bits, settings
 
 IDENTITY = {"toy.size": "8", "data": "abc"}
 
@@ -100,7 +101,7 @@ def test_a_finished_training_is_validated_and_left_alone(tmp_path):
 
 
 def test_checkpoints_kept_are_the_last_and_the_best(tmp_path):
-    task, history, said = run(tmp_path, ToyTask(settings(steps=30)))
+    _, history, said = run(tmp_path, ToyTask(settings(steps=30)))
     kept = [checkpoint.step_of(folder) for folder in checkpoint.steps_on_disk(history.run)]
     assert kept[-2:] == sorted(kept)[-2:]
     assert history.best_step in kept
@@ -193,7 +194,7 @@ def test_steps_without_a_finite_loss_change_nothing(tmp_path):
     task.step = watched
     _, history, _ = run(tmp_path, task)
     assert history.skipped == sum(is_bad for is_bad, _ in seen) > 0
-    for (is_bad, before), (_, after) in zip(seen, seen[1:], strict=False):
+    for (is_bad, before), (_, after) in pairwise(seen):
         assert (before == after) == is_bad
 
 

@@ -38,15 +38,16 @@ class ToyTask:
         torch.manual_seed(settings.seed)
         self.settings, self.dataset, self.valid_dataset = settings, dataset or Vectors(), Vectors(8, seed=1)
         network = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Dropout(0.2 if noise else 0.0), nn.Linear(16, 8))
-        self.state = build_state({"network": network, "judge": nn.Linear(8, 1)}, settings)
+        self.judge = nn.Linear(8, 1)
+        self.state = build_state({"network": network, "judge": self.judge}, settings)
         self.seen = []
 
     def step(self, batch, step, backward):
         self.seen.append((step, batch["track"].tolist()))
         network, judge = self.state.modules["network"], self.state.modules["judge"]
         made = network(batch["x"])
-        with frozen(judge):
-            loss = F.mse_loss(made, batch["x"]) - 0.01 * judge(made).mean()
+        with frozen(self.judge):
+            loss = F.mse_loss(made, batch["x"]) - 0.01 * self.judge(made).mean()
         backward("network", loss)
         judged = F.relu(1 - judge(torch.cat([batch["x"], -made.detach()]))).mean()
         backward("judge", judged)

@@ -1,0 +1,68 @@
+"""The autoencoder between log-mels and latents: mel (B, T, F) -> z (B, C, T/P, F/P) -> mel (B, T, F)."""
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from stages.errors import ModelError
+from stages.params import Params
+from stages.store import model_card
+from stages.training.checkpoint import load_weights
+
+FOLDER = "vae"  # inside a model folder
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+REMEDY = "Make it with: musicldm train vae"
+
+
+def build(params: Params) -> AutoencoderKL:
+    """An untrained VAE at the sizes of `params.vae`, seeing a log-mel as an image of one channel (B, 1, T, F)."""
+    vae, blocks = params.vae, len(params.vae.block_out_channels)
+    return AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        block_out_channels=tuple(vae.block_out_channels),
+        layers_per_block=vae.layers_per_block,
+        latent_channels=vae.latent_channels,
+        norm_num_groups=vae.norm_num_groups,
+        mid_block_add_attention=vae.mid_attention,
+        sample_size=params.clip_frames,
+        scaling_factor=1.0,
+    )
+
+
+class Vae(nn.Module):
+    """A trained VAE with batches of log-mels on one side and posteriors on the other, both unscaled.
+
+    `scale` brings its latents to a standard deviation of 1, which is what diffusion works on.
+    """
+
+    def __init__(self, network: AutoencoderKL, params: Params) -> None:
+        super().__init__()
+        self.network, self.params = network, params
+        self.scale = float(network.config.scaling_factor)
+
+    @torch.no_grad()
+    def encode(self, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-mel (B, T, F), T and F multiples of P -> mean and log-variance, each (B, C, T/P, F/P)."""
+        posterior = self.network.encode(mel.unsqueeze(1)).latent_dist
+        return posterior.mean, posterior.logvar
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents (B, C, T/P, F/P) -> log-mel (B, T, F)."""
+        return self.network.decode(z).sample.squeeze(1)
+
+
+def load_vae(folder: Path) -> Vae:
+    """The VAE of a `vae` or `ldm` model folder, in eval mode. Raises ModelError when it is not whole."""
+    params = Params.model_validate(model_card(folder)["params"])
+    try:
+        network = AutoencoderKL.from_config(AutoencoderKL.load_config(str(folder / FOLDER), local_files_only=True))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / FOLDER} has no usable config.json.", REMEDY) from error
+    load_weights(network, folder / FOLDER / WEIGHTS, REMEDY)
+    return Vae(network, params).eval()

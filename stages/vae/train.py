@@ -1,0 +1,172 @@
+"""`musicldm train vae`: the task, and what follows it: scale factor, test figures, the sealed model folder."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages.audio.mel import clip_mel
+from stages.data.dataset import ClipDataset
+from stages.data.shards import ShardReader
+from stages.params import Params
+from stages.progress import Progress, silent
+from stages.store import model_folder
+from stages.training.checkpoint import training_identity
+from stages.training.clips import clips, clips_if_any, spread
+from stages.training.devices import is_main_process
+from stages.training.loop import History, train
+from stages.training.state import Backward, averaged_weights, build_state, frozen
+from stages.vae.losses import (
+    PatchDiscriminator,
+    adaptive_weight,
+    hinge_judge_loss,
+    hinge_maker_loss,
+    last_layer_gradient,
+    vae_loss,
+)
+from stages.vae.model import FOLDER, Vae, build
+
+SCALE_CLIPS = 64  # of the train split, for the scale factor
+TEST_CLIPS = 64
+
+
+class Autoencoding(nn.Module):
+    """A VAE's whole way as one forward: image (B, 1, T, F) -> (made image, posterior mean, log-variance)."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, image: Tensor, sample: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        posterior = self.vae.encode(image).latent_dist
+        z = posterior.sample() if sample else posterior.mean
+        return self.vae.decode(z).sample, posterior.mean, posterior.logvar
+
+
+class VaeTask:
+    """One step: reconstruct clips of the train split; from adversarial_start on also against the PatchGAN."""
+
+    name = "vae"
+
+    def __init__(self, params: Params, reader: ShardReader) -> None:
+        torch.manual_seed(params.vae.train.seed)
+        self.params, self.settings, self.reader = params, params.vae.train, reader
+        self.dataset, self.valid_dataset = clips(reader, params), clips_if_any(reader, params, "valid")
+        self.mel = clip_mel(params)
+        self.vae = build(params)
+        self.judge = PatchDiscriminator(params.vae.discriminator_channels, params.vae.discriminator_layers)
+        modules = {"vae": Autoencoding(self.vae), "discriminator": self.judge}
+        for module in modules.values():
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.state = build_state(modules, self.settings)
+
+    def step(self, batch: dict[str, Tensor], step: int, backward: Backward) -> dict[str, Tensor]:
+        image = self._image(batch)
+        made, mean, logvar = self.state.modules["vae"](image)
+        reconstruction, kl = vae_loss(image, made, mean, logvar, self.params.vae.kl_weight)
+        losses = {"reconstruction": reconstruction, "kl": kl}
+        loss = reconstruction + kl
+        if step >= self.params.vae.adversarial_start:
+            judged = self._judge(image, made)
+            backward("discriminator", judged)
+            adversarial, weight = self._adversarial(made, reconstruction, backward)
+            loss = loss + weight * adversarial
+            losses |= {"discriminator": judged, "adversarial": adversarial, "adversarial_weight": weight}
+        backward("vae", loss)
+        return {"loss": loss, **losses}
+
+    def _judge(self, image: Tensor, made: Tensor) -> Tensor:
+        both = self.state.modules["discriminator"](torch.cat([image, made.detach()]))
+        return hinge_judge_loss(*both.chunk(2))
+
+    def _adversarial(self, made: Tensor, reconstruction: Tensor, backward: Backward) -> tuple[Tensor, Tensor]:
+        """The decoder's adversarial loss, and its weight, equal on all processes."""
+        with frozen(self.judge):
+            adversarial = hinge_maker_loss(self.judge(made))
+        last = self.vae.decoder.conv_out.weight
+        gradients = [backward.mean(last_layer_gradient(loss, last)) for loss in (reconstruction, adversarial)]
+        return adversarial, self.params.vae.adversarial_weight * adaptive_weight(*gradients)
+
+    def validate(self, batch: dict[str, Tensor], _generator: torch.Generator) -> dict[str, Tensor]:
+        """L1 of the log-mel through the posterior's mean, and the KL term."""
+        image = self._image(batch)
+        made, mean, logvar = self.state.modules["vae"](image, sample=False)
+        reconstruction, kl = vae_loss(image, made, mean, logvar, self.params.vae.kl_weight)
+        return {"loss": reconstruction + kl, "log_mel_l1": reconstruction, "kl": kl}
+
+    def track_id(self, track: int) -> str:
+        return self.reader.tracks[track].id
+
+    def _image(self, batch: dict[str, Tensor]) -> Tensor:
+        mel: Tensor = self.mel.to(batch["audio"].device)(batch["audio"])
+        return mel.unsqueeze(1).contiguous(memory_format=torch.channels_last)
+
+
+def train_vae(
+    params: Params,
+    shards: Path,
+    out: Path,
+    checkpoints: Path,
+    *,
+    resume: bool | None = None,
+    progress: Progress = silent,
+    log: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> History:
+    """Train a VAE on the clips of `shards` and save it, sealed, as the model folder `out`.
+
+    Raises what stages.training.loop.train does, and DataError for shards that are missing or altered.
+    """
+    reader = ShardReader(shards)
+    task = VaeTask(params, reader)
+    identity = training_identity(params, "vae", "audio", "mel", data=reader.digest)
+    history = train(
+        task, checkpoints=checkpoints, identity=identity, resume=resume, progress=progress, log=log, warn=warn
+    )
+    if is_main_process():
+        with averaged_weights(task.state):
+            _finish(task, history, out)
+    return history
+
+
+def _finish(task: VaeTask, history: History, out: Path) -> None:
+    params, vae = task.params, Vae(task.vae.eval(), task.params)
+    scale = latent_scale(vae, _mels(task, task.dataset, SCALE_CLIPS))
+    history.figures["scaling_factor"] = scale
+    test = clips_if_any(task.reader, params, "test")
+    if test is not None:
+        history.figures["test"] = reconstruction_figures(vae, _mels(task, test, TEST_CLIPS))
+    task.vae.register_to_config(scaling_factor=scale)
+    card = {
+        "preset": params.preset, "params": params.model_dump(mode="json"), "params_digest": params.digest(),
+        "data_digest": task.reader.digest, "steps": history.steps, "losses": history.valid,
+        **history.figures,
+    }  # fmt: skip
+    with model_folder(out, "vae", card) as folder:
+        task.vae.to(memory_format=torch.contiguous_format).save_pretrained(folder / FOLDER, safe_serialization=True)
+
+
+def _mels(task: VaeTask, dataset: ClipDataset, count: int) -> Iterator[Tensor]:
+    """Log-mels (1, T, F) of `count` clips spread evenly over the dataset, on the VAE's device."""
+    device = task.vae.device
+    for draw in spread(dataset, count):
+        yield task.mel.to(device)(dataset[draw]["audio"].unsqueeze(0).to(device))
+
+
+def latent_scale(vae: Vae, mels: Iterator[Tensor]) -> float:
+    """1 / standard deviation of all elements of latents drawn from the posteriors (their exact moments)."""
+    moments = []
+    for mel in mels:
+        mean, logvar = (value.double() for value in vae.encode(mel))
+        moments.append(torch.stack([mean.mean(), (mean.square() + logvar.exp()).mean()]))
+    first, second = torch.stack(moments).mean(0).tolist()
+    return float((second - first**2) ** -0.5)
+
+
+def reconstruction_figures(vae: Vae, mels: Iterator[Tensor]) -> dict[str, float | int]:
+    """Mean L1 between log-mels (natural log) and their reconstructions through the posterior mean; N clips."""
+    errors = [float(F.l1_loss(vae.decode(vae.encode(mel)[0]), mel)) for mel in mels]
+    return {"log_mel_l1": sum(errors) / len(errors), "clips": len(errors)}
