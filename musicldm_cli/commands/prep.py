@@ -7,12 +7,140 @@ import typer
 
 from musicldm_cli.session import session
 
-app = typer.Typer(no_args_is_help=True, help="Prepare a collection: manifest, resample, beats, captions, shards, latents.")
+app = typer.Typer(
+    no_args_is_help=True, help="Prepare a collection: manifest, resample, beats, captions, shards, latents."
+)
 
 
 @app.callback()
 def group() -> None:
     """Keep this a group even while it has one command."""
+
+
+@app.command()
+def manifest(
+    context: typer.Context,
+    source: Annotated[Path | None, typer.Argument(metavar="DIR", help="The music; default manifest.source.")] = None,
+    captions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CSV, TSV, JSON, JSONL or Parquet; default manifest.captions.")
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(metavar="OURS=THEIRS", help="A column's name in that file; repeatable.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail when any file is rejected.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the manifest goes.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Threads; default one each CPU.")] = None,
+    override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one key.")] = None,
+) -> None:
+    """Catalogue a folder of captioned music, check every file, and split it by artist.
+
+    Captions come from the file of --captions (columns path, caption, and if there are title, artist, album,
+    licence), else from a `song.txt` or `song.json` beside each file, else from its tags.
+    """
+    from stages.errors import UsageError
+
+    columns = {}
+    for pair in column or []:
+        ours, equals, theirs = pair.partition("=")
+        if not (ours and equals and theirs):
+            raise UsageError(f"--column {pair}: write it as OURS=THEIRS, e.g. --column caption=description.")
+        columns[ours] = theirs
+    found = session(context)
+    settings = found.params(override).manifest
+    if captions is None and settings.captions is not None and source is None:
+        captions = Path(settings.captions)
+    from stages.data.manifest import make_manifest
+
+    with found.output.progress() as progress:
+        made = make_manifest(source or Path(settings.source), captions, out or found.layout.manifest, settings,
+                             columns=columns, strict=strict, jobs=jobs, progress=progress)  # fmt: skip
+    hours = sum(track.seconds for track in made.tracks) / 3600
+    sizes = ", ".join(f"{count} {split}" for split, count in made.split_sizes.items())
+    text = f"{len(made.tracks)} tracks ({hours:.2f} h: {sizes}) are in {made.folder / 'manifest.csv'}."
+    if made.rejected:
+        text += f"\n{len(made.rejected)} rejected; {made.folder / 'rejected.csv'} says why."
+    for paths in made.duplicates:
+        text += f"\nThe same audio, kept in one split: {', '.join(paths)}"
+    found.output.result(text, [made.folder / "manifest.csv"], tracks=len(made.tracks), hours=round(hours, 6),
+                        splits=made.split_sizes, rejected=len(made.rejected), duplicates=made.duplicates)  # fmt: skip
+
+
+@app.command()
+def resample(
+    context: typer.Context,
+    manifest: Annotated[Path | None, typer.Argument(help="Default: manifest/manifest.csv of the work folder.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the audio goes.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Threads; default one each CPU.")] = None,
+    override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one key.")] = None,
+) -> None:
+    """Bring every track to one rate, mono, zero mean and one peak; finished files are not done again."""
+    found = session(context)
+    settings = found.params(override).audio
+    from stages.data.manifest import read_manifest
+    from stages.data.resample import resample_collection
+
+    collection = read_manifest(manifest or found.layout.manifest)
+    with found.output.progress() as progress:
+        made = resample_collection(collection, out or found.layout.audio, settings, jobs, progress)
+    text = (
+        f"{made.tracks} tracks ({made.seconds / 3600:.2f} h at {settings.sample_rate} Hz) are in {made.folder}: "
+        f"{made.written} written, {made.kept} kept, {made.removed} removed."
+    )
+    found.output.result(text, [made.folder / "manifest.csv"], tracks=made.tracks, seconds=round(made.seconds, 3),
+                        written=made.written, kept=made.kept, removed=made.removed)  # fmt: skip
+
+
+@app.command()
+def beats(
+    context: typer.Context,
+    manifest: Annotated[Path | None, typer.Argument(help="Default: manifest/manifest.csv of the work folder.")] = None,
+    audio: Annotated[Path | None, typer.Option(metavar="FILE|DIR", help="Track these files, without manifest.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the results go.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; default every CPU.")] = None,
+    report: Annotated[bool, typer.Option("--report", help="Also write report.html.")] = False,
+    listen: Annotated[str | None, typer.Option(metavar="ID", help="Only mix clicks over this tracked track.")] = None,
+    override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one key.")] = None,
+) -> None:
+    """Track beats and downbeats, and group tracks by tempo; what was tracked before is kept.
+
+    `--audio` writes one NAME.beats per file: seconds, a tab, the position in the bar.
+    """
+    from stages.errors import UsageError
+
+    if audio is not None and (manifest is not None or report or listen is not None):
+        raise UsageError("--audio goes without MANIFEST, --report and --listen.")
+    found = session(context)
+    params = found.params(override)
+    from stages.beats import track
+
+    out = out or (found.layout.beats if audio is None else found.layout.beats / "files")
+    if listen is None:
+        found.output.say(track.LICENCE)
+    if audio is not None:
+        with found.output.progress() as progress:
+            paths = track.track_audio(audio, out, params.beats, jobs, progress)
+        found.output.result(f"Beats of {len(paths)} files are in {out}.", paths, files=len(paths))
+        return
+    from stages.beats import report as reports
+    from stages.data.manifest import read_manifest
+
+    collection = read_manifest(manifest or found.layout.manifest / "manifest.csv")
+    if listen is not None:
+        written = reports.write_clicks_of(listen, collection, out)
+        found.output.result(f"Listen to {written[0]}; {written[1]} shows the beats.", list(written))
+        return
+    with found.output.progress() as progress:
+        rhythms = track.track_collection(collection, params, out, jobs, progress)
+    paths = [out / track.BEATS]
+    if report:
+        paths.append(out / "report.html")
+        reports.write_report(rhythms, collection, params, paths[-1])
+    figures = reports.summarise(rhythms, collection, params)
+    text = (
+        f"{figures.tracked} of {figures.tracks} tracks have a tempo that can be trusted, in {figures.groups} groups; "
+        f"{figures.share_with_partner:.1%} of all have a partner to be mixed with."
+    )
+    found.output.result(text, paths, **vars(figures))
 
 
 @app.command()

@@ -122,6 +122,16 @@ def probe(path: Path) -> Info:
         return Info(frames / audio.sample_rate, audio.sample_rate, audio.channels)
 
 
+def scan(path: Path) -> tuple[int, int, str]:
+    """Decode the whole file: samples a channel, rate, and `SampleHash` of the mixdown. Raises as `stream`."""
+    with open_audio(path) as audio:
+        digest, samples = SampleHash(audio.sample_rate), 0
+        for block in audio.blocks():
+            digest.update(block)
+            samples += len(block)
+        return samples, audio.sample_rate, digest.hexdigest()
+
+
 def stream(path: Path, sample_rate: int) -> Iterator[Samples]:
     """Mono blocks (n,) float32 at `sample_rate`, resampled by soxr VHQ in flat memory; the same bytes each time.
 

@@ -1,0 +1,177 @@
+"""Bring a collection to one rate, mono, zero mean and one peak, as 16-bit FLAC; resumable file by file.
+
+Each FLAC carries, as its tags, the hash of the audio it was made from, the settings, and the hash of its own
+samples. So a file is finished exactly when it is there with the right tags, and there is no other record.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import mutagen
+import numpy as np
+from filelock import FileLock, Timeout
+from joblib import Parallel, cpu_count, delayed
+from mutagen.flac import FLAC
+
+from stages import params
+from stages.audio import io
+from stages.data.manifest import MANIFEST, Manifest, Track, write_manifest
+from stages.errors import DataError
+from stages.progress import Progress, silent
+from stages.store import atomic_file, disk_errors
+
+TRACKS = "tracks"
+_SILENCE = 1 / io.FULL_SCALE  # a peak below one 16-bit step is not scaled up
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """What `resample_collection` did."""
+
+    folder: Path
+    tracks: int
+    seconds: float
+    written: int
+    kept: int
+    removed: int
+
+
+def resample_collection(
+    collection: Manifest, folder: Path, settings: params.Audio, jobs: int | None = None, progress: Progress = silent
+) -> Resampled:
+    """Write `folder`/tracks/<id>.flac for each track, and last `folder`/manifest.csv with paths to them.
+
+    The mean over the whole track is removed and its peak scaled to `settings.peak`, in flat memory. Files made
+    from the same audio with the same settings are kept; those of tracks no longer listed are removed. Raises
+    DataError when a source is missing, damaged or altered since the manifest was made (after the other tracks
+    are done), and when another process is at work in `folder`.
+    """
+    with disk_errors(folder), _locked(folder):
+        (folder / TRACKS).mkdir(parents=True, exist_ok=True)
+        finished = {track.id: row for track in collection.tracks if (row := _finished(track, folder, settings))}
+        todo = [track for track in collection.tracks if track.id not in finished]
+        removed = _remove_others(collection, folder)
+        if todo or removed:
+            (folder / MANIFEST).unlink(missing_ok=True)  # it lists what is about to change
+        made = _resample_all(collection, todo, folder, settings, jobs or cpu_count(), progress)
+        rows = finished | made
+        write_manifest(folder / MANIFEST, [rows[track.id] for track in collection.tracks])
+    seconds = sum(row.seconds for row in rows.values())
+    return Resampled(folder, len(rows), seconds, len(made), len(finished), removed)
+
+
+def resample_track(source: Path, target: Path, track: Track, settings: params.Audio) -> Track:
+    """Make one FLAC, whole or not at all, and return its manifest row. Raises DataError."""
+    gain, mean = _levels(source, track, settings)
+    with atomic_file(target) as temporary:
+        blocks = ((block - mean) * gain for block in io.stream(source, settings.sample_rate))
+        digest = io.encode(temporary, blocks, settings.sample_rate)
+        file = FLAC(temporary)
+        file.update({"source_sha256": track.sha256, "settings": _describe(settings), "sha256": digest})
+        file.save()
+        return _row(track, file)
+
+
+def _levels(source: Path, track: Track, settings: params.Audio) -> tuple[np.float32, np.float32]:
+    """(gain, mean) over the whole resampled track, in a first pass that also checks the source's hash."""
+    total, count, low, high = 0.0, 0, 0.0, 0.0
+    digest = io.SampleHash(track.sample_rate)
+    with io.open_audio(source) as audio:
+        hashed = _hashed(audio.blocks(), digest)
+        for block in io.resample(hashed, audio.sample_rate, settings.sample_rate):
+            if len(block):
+                low = float(block.min()) if count == 0 else min(low, float(block.min()))
+                high = float(block.max()) if count == 0 else max(high, float(block.max()))
+                total += float(block.sum(dtype=np.float64))
+                count += len(block)
+    if digest.hexdigest() != track.sha256:
+        raise DataError(f"{source} was altered since the manifest was made.", "Run: musicldm prep manifest")
+    if count == 0:
+        raise DataError(f"{source} is too short to be resampled.")
+    mean = total / count
+    peak = max(high - mean, mean - low)
+    return np.float32(settings.peak / peak if peak >= _SILENCE else 1.0), np.float32(mean)
+
+
+def _hashed(blocks: Iterator[io.Samples], digest: io.SampleHash) -> Iterator[io.Samples]:
+    for block in blocks:
+        digest.update(block)
+        yield block
+
+
+def _resample_all(
+    collection: Manifest, todo: list[Track], folder: Path, settings: params.Audio, jobs: int, progress: Progress
+) -> dict[str, Track]:
+    made: dict[str, Track] = {}
+    failed: list[DataError] = []
+    tasks = (delayed(_attempt)(collection.audio_path(track), _target(folder, track), track, settings) for track in todo)
+    with Parallel(n_jobs=jobs, backend="threading", return_as="generator") as parallel:
+        for done, result in enumerate(parallel(tasks), start=1):
+            if isinstance(result, DataError):
+                failed.append(result)
+            else:
+                made[result.id] = result
+            progress("resample", done, len(todo))
+    if failed:
+        more = f" ({len(failed) - 1} more failed as well)" if len(failed) > 1 else ""
+        raise DataError(failed[0].message + more, failed[0].remedy or "Run again: musicldm prep manifest")
+    return made
+
+
+def _attempt(source: Path, target: Path, track: Track, settings: params.Audio) -> Track | DataError:
+    try:
+        return resample_track(source, target, track, settings)
+    except DataError as error:
+        return error
+
+
+def _finished(track: Track, folder: Path, settings: params.Audio) -> Track | None:
+    """The row of a track that was resampled from the same audio with the same settings before."""
+    try:
+        file = FLAC(_target(folder, track))
+    except (mutagen.MutagenError, OSError):
+        return None
+    same = file.get("source_sha256") == [track.sha256] and file.get("settings") == [_describe(settings)]
+    return _row(track, file) if same and "sha256" in file else None
+
+
+def _row(track: Track, file: FLAC) -> Track:
+    rate, samples = file.info.sample_rate, file.info.total_samples
+    path = f"{TRACKS}/{track.id}.flac"
+    return replace(track, path=path, seconds=round(samples / rate, 6), sample_rate=rate, sha256=file["sha256"][0])
+
+
+def _describe(settings: params.Audio) -> str:
+    return f"soxr VHQ {settings.sample_rate} Hz, mono, zero mean, peak {settings.peak!r}"
+
+
+def _target(folder: Path, track: Track) -> Path:
+    return folder / TRACKS / f"{track.id}.flac"
+
+
+def _remove_others(collection: Manifest, folder: Path) -> int:
+    """Remove the files of tracks no longer listed, and what an interrupted run left."""
+    listed = {_target(folder, track) for track in collection.tracks}
+    others = [path for path in (folder / TRACKS).iterdir() if path not in listed and not path.is_dir()]
+    for path in others:
+        path.unlink()
+    return len(others)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock file beside `folder` (not in it, where it would be part of the result)."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DataError(
+            f"Another process is resampling into {folder}.", "Wait for it to end, or choose another --out."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
