@@ -1,0 +1,169 @@
+"""CLAP: text and sound in one space of L2-normalised vectors (paper, section 3.1 and appendix B).
+
+waveform (B, L) -> windows (B * n, W) -> dB mel (B * n, T, F) -> HTSAT -> (B * n, D) -> mean -> (B, D)
+captions [B]    -> tokens (B, <= max_tokens)                  -> RoBERTa                     -> (B, D)
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchaudio.functional as AF
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoTokenizer, ClapConfig, ClapModel
+
+from stages.audio.mel import clap_mel
+from stages.errors import DataError, ModelError
+from stages.params import Params
+from stages.store import model_card
+
+TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"
+ROBERTA_POSITIONS = 514  # as in every public RoBERTa, so that public weights fit
+
+
+def build(params: Params) -> ClapModel:
+    """A transformers `ClapModel` with random weights, of the sizes in `params.clap`."""
+    clap, audio, text = params.clap, params.clap.audio, params.clap.text
+    config = ClapConfig(
+        projection_dim=clap.projection_dim,
+        audio_config={
+            "window_size": audio.window_size,
+            "num_mel_bins": clap.n_mels,
+            "spec_size": audio.spec_size,
+            "hidden_size": audio.embed_dim * 2 ** (len(audio.depths) - 1),  # the width doubles at every stage
+            "patch_embeds_hidden_size": audio.embed_dim,
+            "depths": list(audio.depths),
+            "num_attention_heads": list(audio.heads),
+            "enable_fusion": False,
+        },
+        text_config={
+            "vocab_size": text.vocab_size,
+            "hidden_size": text.hidden_size,
+            "num_hidden_layers": text.layers,
+            "num_attention_heads": text.heads,
+            "intermediate_size": text.intermediate_size,
+            "max_position_embeddings": ROBERTA_POSITIONS,
+        },
+    )
+    return ClapModel(config)
+
+
+class Clap(nn.Module):
+    """A `ClapModel` with its tokenizer and its own mel front-end.
+
+    `forward` is the training pass with gradients; `embed_text` and `embed_audio` are for everybody else.
+    """
+
+    def __init__(self, params: Params, model: ClapModel, tokenizer: Any) -> None:
+        super().__init__()
+        self.params, self.model, self.tokenizer = params, model, tokenizer
+        self.mel = clap_mel(params)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.logit_scale_a.device
+
+    def forward(self, windows: Tensor, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Windows (B, W) at clap.sample_rate and `tokenize`d captions -> audio (B, D), text (B, D), and the
+        two learned logit scales, audio's and text's, of which CLAP keeps the logarithms."""
+        audio, text = self._audio(windows), self._text(tokens)
+        return audio, text, self.model.logit_scale_a.exp(), self.model.logit_scale_t.exp()
+
+    def tokenize(self, captions: list[str], padding: str = "longest") -> dict[str, Tensor]:
+        """Token ids and attention mask (B, N), cut at clap.text.max_tokens."""
+        limit = self.params.clap.text.max_tokens
+        tokens = self.tokenizer(captions, padding=padding, truncation=True, max_length=limit, return_tensors="pt")
+        return {key: tokens[key] for key in ("input_ids", "attention_mask")}
+
+    @torch.no_grad()
+    def embed_text(self, captions: list[str]) -> Tensor:
+        """Captions [B] -> (B, D) float32, L2-normalised.
+
+        Padded to the full length, so that a caption's embedding does not depend on its neighbours' lengths.
+        """
+        tokens = self.tokenize(captions, "max_length")
+        return self._text({key: value.to(self.device) for key, value in tokens.items()})
+
+    @torch.no_grad()
+    def embed_audio(self, waveform: Tensor, sample_rate: int) -> Tensor:
+        """Waveform (B, L) float32 at `sample_rate` -> (B, D) float32, L2-normalised.
+
+        The mean over the fixed windows of `windows`, normalised again: equal input gives equal bits, where
+        a random crop, as in CLAP's own feature extractor, would not. Raises DataError for no samples.
+        """
+        audio = windows(self.resample(waveform.to(self.device), sample_rate), self.params.clap.window_samples)
+        embedded = self._audio(audio.flatten(0, 1)).unflatten(0, audio.shape[:2])
+        return F.normalize(embedded.mean(1), dim=-1)
+
+    def resample(self, waveform: Tensor, sample_rate: int) -> Tensor:
+        """(B, L) at `sample_rate` -> (B, L') at clap.sample_rate, on the waveform's device."""
+        return AF.resample(waveform.float(), sample_rate, self.params.clap.sample_rate)
+
+    def _audio(self, audio: Tensor) -> Tensor:
+        encoder = self.model.audio_model.audio_encoder
+        frames = encoder.spec_size * encoder.freq_ratio  # more do not fit into HTSAT's square
+        mel = self.mel(audio)[:, :frames]
+        return self.model.get_audio_features(mel[:, None]).pooler_output.float()
+
+    def _text(self, tokens: dict[str, Tensor]) -> Tensor:
+        return self.model.get_text_features(**tokens).pooler_output.float()
+
+
+def windows(waveform: Tensor, size: int) -> Tensor:
+    """Waveform (B, L) -> (B, n, size): evenly spaced windows that cover it, the first at 0, the last flush
+    with the end; n is the smallest number that leaves no gap.
+
+    A shorter waveform is repeated as often as it fits whole and then padded with zeros (CLAP's `repeatpad`).
+    """
+    length = waveform.shape[-1]
+    if length == 0:
+        raise DataError("A clip without samples has no embedding.", "Check the audio: musicldm prep verify")
+    if length <= size:
+        repeated = waveform.repeat(1, size // length)
+        return F.pad(repeated, (0, size - repeated.shape[-1]))[:, None]
+    count = math.ceil(length / size)
+    starts = [round(index * (length - size) / (count - 1)) for index in range(count)]
+    return torch.stack([waveform[:, start : start + size] for start in starts], dim=1)
+
+
+def load_clap(folder: Path) -> Clap:
+    """The CLAP of a trained `clap` or `ldm` folder, in eval mode. Raises ModelError."""
+    params = Params.model_validate(model_card(folder)["params"])
+    return Clap(params, *_read(params, folder / TEXT_ENCODER, folder / TOKENIZER)).eval()
+
+
+def load_pretrained(params: Params, source: str) -> Clap:
+    """The CLAP to start from: one of our folders, a transformers CLAP folder, or a hub id.
+
+    Raises ModelError when it cannot be had or its sizes are not those of `params.clap`.
+    """
+    folder = Path(source)
+    if (folder / TEXT_ENCODER).is_dir():
+        return Clap(params, *_read(params, folder / TEXT_ENCODER, folder / TOKENIZER))
+    return Clap(params, *_read(params, source, source))
+
+
+def _read(params: Params, model_source: Path | str, tokenizer_source: Path | str) -> tuple[ClapModel, Any]:
+    try:
+        model, report = ClapModel.from_pretrained(model_source, use_safetensors=True, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"No CLAP model can be read from {model_source}: {str(error).splitlines()[0]}",
+            "Give a folder of `musicldm train clap`, a transformers CLAP folder, or a hub id.",
+        ) from error
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) for name, value in build(params).state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    wrong = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
+    wrong += sorted(report["missing_keys"])
+    if wrong:
+        name = wrong[0]
+        raise ModelError(
+            f"{model_source} is no CLAP of the sizes in params ({len(wrong)} tensors differ; {name} is "
+            f"{found.get(name)}, params ask for {wanted.get(name)}).",
+            "Set the clap section to this model's sizes.",
+        )
+    return model, tokenizer

@@ -1,0 +1,192 @@
+"""Training CLAP: a symmetric contrastive loss between clips and captions (paper, section 3.1 and appendix B)."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from stages.clap.model import TEXT_ENCODER, TOKENIZER, Clap, build, load_pretrained, windows
+from stages.clap.tokenizer import train_tokenizer
+from stages.data.dataset import ClipDataset
+from stages.data.shards import ShardReader
+from stages.params import Params
+from stages.progress import Progress, silent
+from stages.store import model_folder
+from stages.training import checkpoint
+from stages.training.checkpoint import training_identity
+from stages.training.devices import is_main_process
+from stages.training.loop import History, Say, train
+from stages.training.state import Backward, averaged_weights, build_state
+
+MAX_LOG_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
+RECALLS = (1, 5, 10)
+
+
+def contrastive_loss(audio: Tensor, text: Tensor, audio_scale: Tensor, text_scale: Tensor) -> Tensor:
+    """Mean of the cross-entropies of finding each clip's caption and each caption's clip among N pairs.
+
+    audio, text (N, D) L2-normalised; scales () multiply the cosines -> ().
+    """
+    cosines = audio @ text.T
+    pairs = torch.arange(len(audio), device=audio.device)
+    return (F.cross_entropy(audio_scale * cosines, pairs) + F.cross_entropy(text_scale * cosines.T, pairs)) / 2
+
+
+def gather(features: Tensor) -> Tensor:
+    """Features (B, D) of every process -> (world * B, D), in order of rank, with gradients to each."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return features
+    return torch.cat(all_gather(features.contiguous()))
+
+
+def recall(queries: Tensor, answers: Tensor) -> dict[int, Tensor]:
+    """R@k: the share of the N queries whose own answer is among the k most similar; ties count for it.
+
+    queries, answers (N, D) L2-normalised, pairs at equal places -> {k: ()}.
+    """
+    cosines = queries @ answers.T
+    rank = (cosines > cosines.diagonal()[:, None]).sum(1)
+    return {k: (rank < k).float().mean() for k in RECALLS}
+
+
+def retrieval(audio: Tensor, text: Tensor) -> dict[str, Tensor]:
+    """R@1, 5 and 10 from clip to caption and from caption to clip, by name."""
+    found = {f"audio_to_text_r{k}": value for k, value in recall(audio, text).items()}
+    return found | {f"text_to_audio_r{k}": value for k, value in recall(text, audio).items()}
+
+
+class TrackClips(Dataset):
+    """One item a track, so that a batch holds two clips of one track only where there are too few tracks."""
+
+    def __init__(self, clips: ClipDataset) -> None:
+        self.clips = clips
+        by_track: dict[int, list[int]] = {}
+        for number, window in enumerate(clips.windows):
+            by_track.setdefault(window.track, []).append(number)
+        self.windows = list(by_track.values())
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, draw: tuple[int, int]) -> Any:
+        index, seed = draw
+        return self.clips[self.windows[index][seed % len(self.windows[index])], seed]
+
+
+class ClapTask:
+    """CLAP's training: the audio tower sees one window of each clip, the text tower its track's caption."""
+
+    name = "clap"
+
+    def __init__(self, reader: ShardReader, params: Params) -> None:
+        self.params, self.settings = params, params.clap.train
+        self.tracks, self.sample_rate = reader.tracks, reader.sample_rate
+        self.dataset = TrackClips(ClipDataset(reader, "train", params.audio.clip_samples, params.audio.peak))
+        self.valid_dataset = _valid_clips(reader, params)
+        self.clap = self._build()
+        self.state = build_state({"clap": self.clap}, self.settings)
+
+    def _build(self) -> Clap:
+        torch.manual_seed(self.settings.seed)
+        if self.params.clap.init_from is not None:
+            return load_pretrained(self.params, self.params.clap.init_from)
+        captions = [track.caption for track in self.tracks if track.split == "train"]
+        text = self.params.clap.text
+        return Clap(self.params, build(self.params), train_tokenizer(captions, text.vocab_size, text.max_tokens))
+
+    def track_id(self, track: int) -> str:
+        return self.tracks[track].id
+
+    def step(self, batch: dict[str, Tensor], _step: int, backward: Backward) -> dict[str, Tensor]:
+        limit_scales(self.clap)
+        audio, text, audio_scale, text_scale = self._forward(batch)
+        loss = contrastive_loss(gather(audio), gather(text), audio_scale, text_scale)
+        backward("clap", loss)
+        return {"loss": loss, "scale": text_scale}
+
+    def validate(self, batch: dict[str, Tensor], _generator: torch.Generator) -> dict[str, Tensor]:
+        audio, text, audio_scale, text_scale = self._forward(batch)
+        return {"loss": contrastive_loss(audio, text, audio_scale, text_scale), **retrieval(audio, text)}
+
+    def _forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        waveform = self.clap.resample(batch["audio"], self.sample_rate)
+        captions = [self.tracks[track].caption for track in batch["track"].tolist()]
+        tokens = {key: value.to(waveform.device) for key, value in self.clap.tokenize(captions).items()}
+        first = windows(waveform, self.params.clap.window_samples)[:, 0]
+        return self.state.modules["clap"](first, tokens)
+
+
+def _valid_clips(reader: ShardReader, params: Params) -> TrackClips | None:
+    if not any(track.split == "valid" for track in reader.tracks):
+        return None
+    return TrackClips(ClipDataset(reader, "valid", params.audio.clip_samples, params.audio.peak))
+
+
+@torch.no_grad()
+def limit_scales(clap: Clap) -> None:
+    """Keep both learned logit scales at 100 at most, so that the loss cannot sharpen without end."""
+    for log_scale in (clap.model.logit_scale_a, clap.model.logit_scale_t):
+        log_scale.clamp_(max=MAX_LOG_SCALE)
+
+
+def train_clap(
+    params: Params,
+    shards: Path,
+    out: Path,
+    checkpoints: Path,
+    *,
+    resume: bool | None = None,
+    progress: Progress = silent,
+    log: Say | None = None,
+    warn: Say | None = None,
+) -> History:
+    """Train CLAP on a folder of shards and save the best validated weights as `out`.
+
+    Raises DataError, ModelError and Interrupted as `stages.training.loop.train` does.
+    """
+    reader = ShardReader(shards)
+    task = ClapTask(reader, params)
+    identity = training_identity(params, "clap", "audio", shards=reader.digest)
+    history = train(task, checkpoints=checkpoints, identity=identity, resume=resume, progress=progress, log=log,
+                    warn=warn)  # fmt: skip
+    if history.best_step is not None:
+        checkpoint.load(history.run / f"step-{history.best_step:08d}", task.state)
+    limit_scales(task.clap)
+    if is_main_process():
+        with averaged_weights(task.state):
+            losses = history.valid | whole_split(task)
+            save(task.clap.eval(), out, {"data_digest": reader.digest, "steps": history.steps, "losses": losses})
+    return history
+
+
+def save(clap: Clap, out: Path, card: dict[str, Any]) -> None:
+    """Write a sealed `clap` folder: text_encoder/ and tokenizer/, as transformers reads them."""
+    params = clap.params
+    about = {"preset": params.preset, "params": params.model_dump(mode="json"), "params_digest": params.digest()}
+    with model_folder(out, "clap", about | card) as folder:
+        clap.model.save_pretrained(folder / TEXT_ENCODER)
+        clap.tokenizer.save_pretrained(folder / TOKENIZER)
+
+
+@torch.no_grad()
+def whole_split(task: ClapTask) -> dict[str, float]:
+    """Retrieval among all tracks of the valid split, one clip each, by `embed_audio` and `embed_text`.
+
+    `retrieval_tracks` is their number, without which no recall means anything; {} without a valid split.
+    """
+    clips, clap = task.valid_dataset, task.clap
+    if clips is None:
+        return {}
+    audio, text = [], []
+    for index in range(len(clips)):
+        clip = clips[index, 0]
+        audio.append(clap.embed_audio(clip["audio"][None], task.sample_rate))
+        text.append(clap.embed_text([task.tracks[clip["track"]].caption]))
+    figures = {name: float(value) for name, value in retrieval(torch.cat(audio), torch.cat(text)).items()}
+    return figures | {"retrieval_tracks": len(clips)}
