@@ -27,19 +27,20 @@ def _write_collection(work: Path, names: list[str], seconds: float = 12.0, test:
     audio, rows, beats, captions = work / "audio", [], [], []
     (audio / "tracks").mkdir(parents=True, exist_ok=True)
     for name in names:
+        ident = name.replace("_", "-")
         samples, rate = soundfile.read(DEMO / f"{name}.ogg", frames=int(seconds * RATE), dtype="int16")
         assert rate == RATE
-        file = audio / "tracks" / f"{name}.flac"
+        file = audio / "tracks" / f"{ident}.flac"
         soundfile.write(file, samples, rate, subtype="PCM_16")
         split = "test" if name in test else "train"
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        rows.append([name, f"tracks/{name}.flac", f"music called {name}", name, name.split("_")[0], "", "CC-BY-SA-3.0",
+        digest = hashlib.sha256(f"{rate}:".encode() + samples.astype("<i2").tobytes()).hexdigest()
+        rows.append([ident, f"tracks/{ident}.flac", f"music called {name}", name, name.split("_")[0], "", "CC-BY-SA",
                      split, len(samples) / rate, rate, digest])  # fmt: skip
         grid = [] if "hell" in name else [0.5 * beat for beat in range(int(2 * seconds))]
-        beats.append({"id": name, "beats": grid, "downbeats": grid[::4], "metre": 4 if grid else None,
+        beats.append({"id": ident, "beats": grid, "downbeats": grid[::4], "metre": 4 if grid else None,
                       "tempo_bpm": 120.0 if grid else None, "tempo_confidence": 1.0 if grid else 0.0,
                       "tempo_group": 3 if grid else None, "reason": None if grid else "no beats"})  # fmt: skip
-        captions.append({"id": name, "split": split, "caption": f"A measured piece called {name}.",
+        captions.append({"id": ident, "split": split, "caption": f"A measured piece called {name}.",
                          "original": f"music called {name}", "words": []})  # fmt: skip
     with (audio / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([HEADER, *rows])
