@@ -57,7 +57,10 @@ class BeatTracker:
         hop = SAMPLE_RATE // FPS
         parts = [np.empty((0, 2), dtype=np.float32)]
         for samples, start, stop in chunks(blocks, CHUNK_SECONDS * SAMPLE_RATE, CONTEXT_SECONDS * SAMPLE_RATE):
-            found = np.asarray(self._networks(samples), dtype=np.float32).reshape(-1, 2)
+            if len(samples) > hop:  # madmom fails on a single frame
+                found = np.asarray(self._networks(samples), dtype=np.float32).reshape(-1, 2)
+            else:
+                found = np.zeros((1, 2), dtype=np.float32)
             parts.append(found[start // hop : -(-stop // hop)])
         return np.concatenate(parts)
 

@@ -1,0 +1,82 @@
+"""Windows, joins and chunks without any network: what must hold for audio of any length."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages import params
+from stages.beats import decode
+from stages.beats.track import chunks
+
+
+def pulses(bpm: float, seconds: float, metre: int) -> tuple[np.ndarray, np.ndarray]:
+    """Activations (T, 2) of a perfect network, and the bars they stand for."""
+    times = np.arange(0.5, seconds, 60 / bpm)
+    positions = np.arange(len(times)) % metre + 1
+    activations = np.full((round(seconds * decode.FPS), 2), 0.01, dtype=np.float32)
+    frames = np.rint(times * decode.FPS).astype(int)
+    kept = frames < len(activations)
+    activations[frames[kept], np.where(positions[kept] == 1, 1, 0)] = 0.9
+    return activations, np.stack([times, positions], axis=1)[kept]
+
+
+@pytest.mark.parametrize(("bpm", "metre"), [(100.0, 4), (150.0, 3)])
+def test_windows_join_without_a_lost_or_doubled_beat(monkeypatch, bpm, metre):
+    monkeypatch.setattr(decode, "WINDOW_SECONDS", 20)
+    activations, bars = pulses(bpm, 45, metre)
+    assert len(decode._windows(activations)) == 4
+    found = decode.decode(activations, params.Beats())
+    assert np.allclose(found[1:-1, 0], bars[1:-1, 0], atol=0.011)
+    assert (found[1:-1, 1] == bars[1:-1, 1]).all()
+
+
+def test_one_metre_holds_for_all_windows(monkeypatch):
+    """A few bars of three amid many of four are decoded as the metre that most beats have."""
+    monkeypatch.setattr(decode, "WINDOW_SECONDS", 20)
+    four, three = pulses(120, 24, 4)[0], pulses(120, 15, 3)[0]
+    found = decode.decode(np.concatenate([four, three, four]), params.Beats())
+    assert set(found[:, 1]) == {1, 2, 3, 4}
+    bars = np.diff(np.flatnonzero(found[:, 1] == 1))
+    assert np.median(bars) == 4
+
+
+@pytest.mark.parametrize("frames", [0, 1, 300])
+def test_nothing_is_decoded_from_nothing(frames):
+    assert decode.decode(np.zeros((frames, 2), dtype=np.float32), params.Beats()).shape == (0, 2)
+
+
+@given(st.floats(0.3, 1.0), st.floats(0, 3), st.floats(4, 10), st.floats(-0.02, 0.02))
+def test_join_of_two_views_of_one_grid_is_the_grid(period, first, overlap, jitter):
+    grid = first + period * np.arange(60)
+    bars = np.stack([grid, np.arange(60) % 4 + 1.0], axis=1)
+    middle = grid[30]
+    left, right = bars[grid <= middle + overlap / 2], bars[grid >= middle - overlap / 2] + [jitter, 0]
+    joined = decode.join(left, right)
+    assert len(joined) == 60
+    assert (joined[:, 1] == bars[:, 1]).all()
+    assert np.allclose(joined[:, 0], grid, atol=0.021)
+
+
+def test_join_with_an_empty_side_is_the_other():
+    bars = np.array([[1.0, 1.0], [1.5, 2.0]])
+    empty = np.empty((0, 2))
+    assert decode.join(bars, empty) is bars
+    assert decode.join(empty, bars) is bars
+    assert decode.join(empty, empty).shape == (0, 2)
+
+
+@given(st.lists(st.integers(1, 50), max_size=20), st.integers(5, 40), st.integers(0, 5))
+def test_chunks_hold_every_sample_once_amid_its_context(lengths, size, context):
+    total = sum(lengths)
+    signal = np.arange(total, dtype=np.float32)
+    blocks = np.split(signal, np.cumsum(lengths)[:-1]) if lengths else []
+    seen = 0
+    for samples, start, stop in chunks(blocks, size, context):
+        assert samples[start] == seen
+        assert start == min(context, seen)
+        assert len(samples) - stop == context or samples[-1] == total - 1
+        assert len(samples) <= size + 3 * context
+        seen += stop - start
+        assert samples[stop - 1] == seen - 1
+    assert seen == total

@@ -1,0 +1,153 @@
+"""madmom's tracker on sounds with a known beat, on none, and over a collection."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages import params
+from stages.audio import io
+from stages.beats import report, track
+from stages.beats.tempo import Rhythm
+from stages.data.manifest import Manifest, Track
+from stages.errors import DataError
+from stages.evaluate.beats import score
+from tests.beats.conftest import click_track
+
+DEMO = Path(__file__).parents[2] / "data/demo"
+TINY = params.resolve({"preset": "tiny"}, [], origin="test")
+RATE = track.SAMPLE_RATE
+
+
+def judged(tracker: track.BeatTracker, samples: np.ndarray) -> Rhythm:
+    found = tracker.track([samples.astype(np.float32)])
+    return Rhythm.judge("a", found.bars, found.seconds, params.Tempo())
+
+
+def test_a_click_track_is_tracked(tracker):
+    samples, bars = click_track(120, 25)
+    rhythm = judged(tracker, samples)
+    assert score(np.array(rhythm.beats), bars[:, 0])["f_measure"] > 0.95
+    assert score(np.array(rhythm.downbeats), bars[bars[:, 1] == 1, 0])["f_measure"] > 0.95
+    assert rhythm.tempo_bpm == pytest.approx(120, rel=0.005)
+    assert (rhythm.metre, rhythm.reason) == (4, None)
+    assert rhythm.tempo_confidence > 0.9
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        np.zeros(RATE * 10),
+        np.random.default_rng(0).normal(0, 0.2, RATE * 15),
+        click_track(120, 3)[0],
+        np.zeros(10),
+        np.zeros(0),
+    ],
+    ids=["silence", "noise", "three-seconds", "ten-samples", "empty"],
+)
+def test_no_group_without_evidence(tracker, samples):
+    rhythm = judged(tracker, samples)
+    assert rhythm.tempo_group is None
+    assert rhythm.tempo_confidence < 0.5
+    assert rhythm.reason
+
+
+def test_chunks_give_the_beats_of_the_whole(tracker, monkeypatch):
+    samples, _ = io.read(DEMO / "warzone_aftershocks.ogg", RATE)
+    samples = samples[: 30 * RATE]
+    whole = tracker.track([samples])
+    monkeypatch.setattr(track, "CHUNK_SECONDS", 12)
+    parts = tracker.track(np.array_split(samples, 7))
+    assert parts.seconds == whole.seconds == 30
+    assert score(parts.bars[:, 0], whole.bars[:, 0])["f_measure"] > 0.95
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory) -> Manifest:
+    """Two clicks of one tempo, the second at -46 dB, a demo excerpt, and silence; twelve seconds each."""
+    root = tmp_path_factory.mktemp("music")
+    samples, _ = click_track(120, 20)
+    demo, _ = io.read(DEMO / "hyperrogue_hr3_caves.ogg", RATE)
+    sounds = {"loud": samples * 0.9, "quiet": samples * 0.005, "demo": demo[: RATE * 12], "silent": np.zeros(RATE * 12)}
+    for name, sound in sounds.items():
+        io.write(root / f"{name}.wav", sound.astype(np.float32), RATE)
+    tracks = tuple(
+        Track(name, f"{name}.wav", "", name, "someone", "", "CC0-1.0", "train", len(sound) / RATE, RATE, f"{i}" * 64)
+        for i, (name, sound) in enumerate(sounds.items())
+    )
+    return Manifest(root, tracks)
+
+
+def test_a_collection_is_tracked_once_and_judged_anew(collection, tmp_path, monkeypatch):
+    first = track.track_collection(collection, TINY, tmp_path, jobs=1)
+    assert [rhythm.id for rhythm in first] == ["loud", "quiet", "demo", "silent"]
+    assert first == report.read_rhythms(tmp_path / track.BEATS)
+    assert first[0].tempo_group == first[1].tempo_group is not None  # level does not matter
+    assert score(np.array(first[1].beats), np.array(first[0].beats))["f_measure"] > 0.95
+    assert first[3].reason == "no beats were found"
+    assert report.summarise(first, collection, TINY).share_with_partner >= 0.5
+    content = (tmp_path / track.BEATS).read_bytes()
+
+    monkeypatch.setattr(track, "_track_file", None)  # nothing may be tracked again
+    assert track.track_collection(collection, TINY, tmp_path, jobs=1) == first
+    assert (tmp_path / track.BEATS).read_bytes() == content
+    strict = params.resolve({"preset": "tiny", "tempo": {"min_downbeats": 60}}, [], origin="test")
+    assert all(rhythm.tempo_group is None for rhythm in track.track_collection(collection, strict, tmp_path, jobs=1))
+
+
+def test_an_interrupted_run_keeps_what_was_done(collection, tmp_path, monkeypatch):
+    def broken(paths, settings, jobs):
+        yield 0, track.Tracked(np.array([[0.5, 1.0]]), 1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(track, "track_files", broken)
+    with pytest.raises(KeyboardInterrupt):
+        track.track_collection(collection, TINY, tmp_path)
+    assert len(list((tmp_path / track.CACHE).iterdir())) == 1
+    assert not (tmp_path / track.BEATS).exists()
+
+
+def test_settings_of_the_tracker_have_their_own_results():
+    assert track.tracker_digest(params.Beats()) == track.tracker_digest(params.Beats())
+    assert track.tracker_digest(params.Beats()) != track.tracker_digest(params.Beats(min_bpm=60.0))
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    for suffix in (".wav", ".flac"):
+        io.write(tmp_path / f"a{suffix}", np.zeros(100, np.float32), RATE)
+    with pytest.raises(DataError, match=r"a\.flac and .*a\.wav would both become"):
+        track.track_audio(tmp_path, tmp_path / "out", params.Beats())
+    with pytest.raises(DataError, match="no audio"):
+        track.track_audio(tmp_path / "nowhere", tmp_path / "out", params.Beats())
+
+
+def test_the_commands_track_files_and_score_them(collection, tmp_path):
+    """`prep beats --audio` in two processes, then `eval beats` against the same and against itself."""
+    music = tmp_path / "music"
+    (music / "sub").mkdir(parents=True)
+    shutil.copy(collection.root / "loud.wav", music)
+    shutil.copy(collection.root / "demo.wav", music / "sub")
+
+    def musicldm(*words: str) -> dict:
+        done = subprocess.run(
+            [sys.executable, "-m", "musicldm_cli", "--json", *words], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
+    made = musicldm("prep", "beats", "--audio", "music", "--out", "found", "--jobs", "2")
+    assert made["paths"] == ["found/loud.beats", "found/sub/demo.beats"]
+    lines = (tmp_path / "found/loud.beats").read_text().splitlines()
+    assert [line.split("\t")[1] for line in lines[:5]] == ["1", "2", "3", "4", "1"]
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    times = click_track(120, 20)[1]
+    (reference / "loud.csv").write_text("time,position\n" + "".join(f"{t},{p:.0f}\n" for t, p in times))
+    scores = musicldm("eval", "beats", "found", "reference")
+    assert scores["n"] == scores["n_downbeats"] == 1
+    assert scores["beats"]["f_measure"] > 0.95
+    assert scores["downbeats"]["f_measure"] > 0.95
