@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import mutagen
+from mutagen.mp4 import MP4Tags
 
 from stages.errors import DataError, MissingDependencyError
 
@@ -100,7 +101,7 @@ def _comment(path: Path) -> object:
         return None
     if hasattr(found, "getall"):
         return [text for frame in found.getall("COMM") if not frame.desc for text in frame.text]
-    return found.get("\xa9cmt") or found.get("comment") if hasattr(found, "get") else None
+    return found.get("\xa9cmt" if isinstance(found, MP4Tags) else "comment")
 
 
 def _raw_rows(path: Path) -> list[dict[str, Any]]:
@@ -152,12 +153,12 @@ def _separated(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
 
 def _parquet(path: Path) -> list[dict[str, Any]]:
     try:
-        parquet = import_module("pyarrow.parquet")
+        arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
         raise MissingDependencyError(f"Reading {path} needs the package pyarrow.", "pip install pyarrow") from None
     try:
         return list(parquet.read_table(path).to_pylist())
-    except (parquet.lib.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
 
 

@@ -1,0 +1,337 @@
+"""The catalogue: captions from everywhere, whole artists in one split, nothing outside the folder."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import mutagen.flac
+import mutagen.id3
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages import params
+from stages.audio.io import SUFFIXES
+from stages.data import splits, tables
+from stages.data.manifest import Catalogue, make_manifest, read_manifest, track_id
+from stages.errors import DataError, MissingDependencyError
+
+DEMO = Path(__file__).parents[2] / "data" / "demo"
+SETTINGS = params.Manifest()
+
+
+def tone(path: Path, hertz: float = 440.0, seconds: float = 1.5) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wave = 10_000 * np.sin(2 * np.pi * hertz * np.arange(round(8000 * seconds)) / 8000)
+    soundfile.write(path, wave.astype(np.int16), 8000)
+    return path
+
+
+def catalogue(source: Path, captions: Path | None = None, **options: Any) -> Catalogue:
+    settings = options.pop("settings", SETTINGS)
+    return make_manifest(source, captions, source.parent / "out", settings, jobs=2, **options)
+
+
+def captions_of(made: Catalogue) -> dict[str, str]:
+    return {track.path: track.caption for track in made.tracks}
+
+
+@pytest.fixture
+def music(tmp_path: Path) -> Path:
+    """Three tones with awkward names."""
+    for number, name in enumerate(("one.wav", "zwei, ü.flac", "sub/three.wav")):
+        tone(tmp_path / "music" / name, 300 + 50 * number)
+    return tmp_path / "music"
+
+
+ROWS = [("one.wav", "a slow\npiano, alone"), ("zwei, ü.flac", "Überall “laut”"), ("sub/three.wav", "drums")]
+CLEAN = {path: " ".join(caption.split()) for path, caption in ROWS}
+
+
+def table_text(suffix: str, path: str = "path", caption: str = "caption") -> str:
+    if suffix in (".csv", ".tsv"):
+        cells = [[path, caption], *map(list, ROWS)]
+        separator = "," if suffix == ".csv" else "\t"
+        return "".join(separator.join(f'"{cell}"' for cell in row) + "\r\n" for row in cells)
+    rows = [{path: a, caption: b} for a, b in ROWS]
+    return json.dumps(rows) if suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_every_kind_of_table_gives_the_same_captions(music: Path, suffix: str, encoding: str) -> None:
+    table = music.parent / f"t{suffix}"
+    table.write_bytes(table_text(suffix).encode(encoding))
+    assert captions_of(catalogue(music, table)) == CLEAN
+
+
+def test_columns_are_mapped_by_option_and_named_when_missing(music: Path) -> None:
+    table = music.parent / "t.csv"
+    table.write_text(table_text(".csv", "file", "description"), encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        catalogue(music, table)
+    assert "file, description" in caught.value.message
+    assert "--column path=NAME --column caption=NAME" in caught.value.remedy
+    assert not (music.parent / "out").exists()
+    made = catalogue(music, table, columns={"path": "file", "caption": "description"})
+    assert captions_of(made) == CLEAN
+
+
+def test_parquet_needs_pyarrow(music: Path) -> None:
+    (music.parent / "t.parquet").write_bytes(b"PAR1")
+    try:
+        from pyarrow import parquet, table
+    except ImportError:
+        with pytest.raises(MissingDependencyError, match="pyarrow"):
+            catalogue(music, music.parent / "t.parquet")
+        return
+    with pytest.raises(DataError, match="cannot be read"):
+        catalogue(music, music.parent / "t.parquet")
+    parquet.write_table(table({"path": [a for a, _ in ROWS], "caption": [b for _, b in ROWS]}),
+                        music.parent / "t.parquet")  # fmt: skip
+    assert captions_of(catalogue(music, music.parent / "t.parquet")) == CLEAN
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [("a.csv", "path,caption\none.wav,slow, sad piano\n", "line 2 has 3 cells"),
+     ("b.csv", 'path,caption\none.wav,"open\n', "malformed"),
+     ("c.json", "[1, 2]", "must hold objects"),
+     ("d.jsonl", '{"path": "one.wav", "caption": "a"}\n{', "line 2 is not JSON"),
+     ("e.txt", "x", "no caption table"),
+     ("f.csv", "", "no column `path` and `caption`; it has none"),
+     ("g.csv", "path;caption\none.wav;a\n", "it has path;caption"),
+     ("h.json", "[" * 5000, "not JSON")],
+)  # fmt: skip
+def test_a_malformed_table_is_one_sentence(music: Path, name: str, text: str, words: str) -> None:
+    table = music.parent / name
+    table.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        catalogue(music, table)
+    assert words in caught.value.message
+    assert str(table) in caught.value.message
+
+
+def test_table_then_sidecar_then_tags_then_rejection(tmp_path: Path) -> None:
+    source = tmp_path / "music"
+    for number, name in enumerate(("listed.wav", "text.wav", "json.wav", "tagged.flac", "mute.wav")):
+        tone(source / name, 300 + 10 * number)
+    (source / "captions.csv").write_text("path,caption,licence\nlisted,from the table,CC-BY\ngone.wav,no file\n")
+    for stem in ("listed", "text"):
+        (source / f"{stem}.txt").write_text("\ufefffrom\r\nthe text", encoding="utf-8")
+    (source / "json.json").write_text('{"caption": "from json", "artist": "J"}')
+    tagged = mutagen.flac.FLAC(source / "tagged.flac")
+    tagged.update({"title": "Dawn", "artist": "Somebody", "genre": "ambient", "comment": "very slow"})
+    tagged.save()
+    mp3 = mutagen.id3.ID3()
+    mp3.add(mutagen.id3.TIT2(text="Dusk"))
+    mp3.add(mutagen.id3.COMM(text="slow as well"))
+    mp3.save(tone(source / "tagged.mp3", 800))
+    made = catalogue(source)
+    assert captions_of(made) == {
+        "tagged.mp3": "Dusk, slow as well",
+        "listed.wav": "from the table",
+        "text.wav": "from the text",
+        "json.wav": "from json",
+        "tagged.flac": "Dawn by Somebody, ambient, very slow",
+    }
+    assert {track.path: (track.artist, track.licence) for track in made.tracks}["listed.wav"] == ("", "CC-BY")
+    assert {track.path: track.artist for track in made.tracks}["tagged.flac"] == "Somebody"
+    rejected = {row["path"]: row["reason"] for row in csv.DictReader((tmp_path / "out" / "rejected.csv").open())}
+    assert set(rejected) == {"mute.wav", "gone.wav"}
+    assert "no caption" in rejected["mute.wav"]
+
+
+def test_bad_files_are_listed_and_the_rest_is_used(music: Path) -> None:
+    (music / "cut.wav").write_bytes((music / "one.wav").read_bytes()[:9000])
+    (music / "empty.mp3").touch()
+    (music / "folder.wav").mkdir()
+    (music / "loop.wav").symlink_to("loop.wav")
+    (music / "again").symlink_to(music)
+    tone(music / "short.wav", seconds=0.5)
+    names = [*(a for a, _ in ROWS), "cut.wav", "empty.mp3", "loop.wav", "short.wav", "one.wav"]
+    table = music.parent / "t.json"
+    table.write_text(json.dumps([{"path": name, "caption": "c"} for name in names]))
+    made = catalogue(music, table)
+    assert sorted(captions_of(made)) == sorted(CLEAN)
+    reasons = {item.path: item.reason for item in made.rejected}
+    assert set(reasons) == {"cut.wav", "empty.mp3", "loop.wav", "short.wav", "one.wav"}
+    assert "truncated" in reasons["cut.wav"]
+    assert "again" in reasons["one.wav"]
+    before = (music.parent / "out" / "manifest.csv").read_bytes()
+    with pytest.raises(DataError, match="5 file"):
+        catalogue(music, table, strict=True)
+    assert (music.parent / "out" / "manifest.csv").read_bytes() == before
+
+
+def test_strange_names_survive_the_round_trip(tmp_path: Path) -> None:
+    names = ["new\nline.wav", 'quo"te, comma.wav', "🎵.wav", "two  spaces.wav", "é.wav", "A.wav", "a.wav"]
+    for number, name in enumerate(names):
+        tone(tmp_path / "music" / name, 300 + 20 * number)
+    (tmp_path / "music" / "captions.json").write_text(json.dumps(dict.fromkeys(names, "x")))
+    made = catalogue(tmp_path / "music")
+    found = read_manifest(tmp_path / "out")
+    assert found.tracks == made.tracks
+    assert {track.path for track in found.tracks} == set(names)
+    assert len({track.id for track in found.tracks}) == len(names)
+    assert all(found.audio_path(track).is_file() for track in found.tracks)
+    assert all(track.id.isascii() and "/" not in track.id for track in found.tracks)
+
+
+def test_nothing_to_use_is_one_sentence_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.wav").write_text("no sound")
+    (tmp_path / "bad" / "a.txt").write_text("a caption")
+    (tmp_path / "file").touch()
+    for name, words in (("empty", "no audio file"), ("bad", "None of the 1"), ("gone", "does not exist"),
+                        ("file", "not a folder")):  # fmt: skip
+        with pytest.raises(DataError, match=words):
+            catalogue(tmp_path / name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_copies_of_a_recording_share_a_split_across_artists(tmp_path: Path) -> None:
+    source = tmp_path / "music"
+    rows = []
+    for number in range(12):
+        tone(source / f"{number}.wav", 200 + 10 * number)
+        rows.append({"path": f"{number}.wav", "caption": "c", "artist": f"artist {number}"})
+    tone(source / "copy.flac", 200)
+    tone(source / "copy2.flac", 210)
+    rows += [{"path": "copy.flac", "caption": "c", "artist": "artist 1"},
+             {"path": "copy2.flac", "caption": "c", "artist": "thief"}]  # fmt: skip
+    (source / "captions.json").write_text(json.dumps(rows))
+    for seed in range(8):
+        made = catalogue(source, settings=params.Manifest(seed=seed, valid_share=0.3, test_share=0.3))
+        split = {track.path: track.split for track in made.tracks}
+        assert split["0.wav"] == split["copy.flac"] == split["1.wav"] == split["copy2.flac"]
+        assert made.duplicates == [["0.wav", "copy.flac"], ["1.wav", "copy2.flac"]]
+
+
+names = st.text("abcdefgh", min_size=1, max_size=3)
+sizes_of_groups = st.dictionaries(names, st.integers(1, 12), min_size=1, max_size=9)
+
+
+@given(sizes=sizes_of_groups, valid=st.floats(0.01, 0.45), test=st.floats(0.01, 0.45), seed=st.integers(0, 99))
+def test_splits_are_whole_full_and_close(sizes: dict[str, int], valid: float, test: float, seed: int) -> None:
+    found = splits.divide(sizes, valid, test, seed)
+    assert found.keys() == sizes.keys()
+    assert found == splits.divide(dict(reversed(sizes.items())), valid, test, seed)
+    count = Counter(found.values())
+    assert len(count) == min(3, len(sizes))
+    assert count["train"] > 0
+    if len(sizes) >= 3:  # no other choice of groups for `test` is closer, as all of them tried shows
+        groups, target = sorted(sizes), test * sum(sizes.values())
+        sums = [sum(sizes[g] for i, g in enumerate(groups) if mask >> i & 1) for mask in range(1, 1 << len(groups))
+                if mask.bit_count() <= len(groups) - 2]  # fmt: skip
+        got = sum(sizes[group] for group in groups if found[group] == "test")
+        assert abs(got - target) <= min(abs(total - target) for total in sums) + 0.5
+
+
+def test_a_share_of_zero_leaves_the_split_empty_and_large_collections_are_quick() -> None:
+    assert set(splits.divide(dict.fromkeys("abc", 1), 0.0, 0.3, 0).values()) == {"train", "test"}
+    sizes = {str(number): 1 + number % 20 for number in range(30_000)}
+    found = splits.divide(sizes, 0.05, 0.1, 0)
+    total = sum(sizes.values())
+    for split, share in (("valid", 0.05), ("test", 0.1)):
+        assert sum(sizes[group] for group in found if found[group] == split) == pytest.approx(share * total, abs=1)
+
+
+@given(groups=st.lists(st.sampled_from("abcde"), min_size=1, max_size=40), seed=st.integers(0, 9))
+def test_a_drawn_beginning_is_spread_over_the_groups(groups: list[str], seed: int) -> None:
+    order = splits.spread(range(len(groups)), groups, seed)
+    assert sorted(order) == list(range(len(groups)))
+    distinct = len(set(groups))
+    assert len({groups[i] for i in order[:distinct]}) == distinct
+
+
+def test_the_demo_collection_and_its_limit(tmp_path: Path) -> None:
+    settings = params.Manifest(limit=12, valid_share=0.1, test_share=0.2, seed=3)
+    made = make_manifest(DEMO, None, tmp_path / "a", settings)
+    again = make_manifest(DEMO, DEMO / "attribution.csv", tmp_path / "b", settings, jobs=1)
+    assert made.tracks == again.tracks
+    assert len(made.tracks) == 12
+    assert not made.rejected
+    rows = {row["path"]: row for row in csv.DictReader((DEMO / "attribution.csv").open(encoding="utf-8"))}
+    assert all(track.caption == rows[track.path]["caption"] and track.licence for track in made.tracks)
+    split_of = {track.artist: track.split for track in made.tracks}
+    assert all(split_of[track.artist] == track.split for track in made.tracks)
+    assert set(split_of.values()) == {"train", "valid", "test"}
+    assert len(split_of) >= 8, "the draw is spread over artists"
+    other = make_manifest(DEMO, None, tmp_path / "c", settings.model_copy(update={"seed": 4}))
+    assert other.tracks != made.tracks
+
+
+HEADER = "id,path,caption,title,artist,album,licence,split,seconds,sample_rate,sha256\n"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [("a,../../etc/passwd,c,,,,,train,1,16000,x", "line 2.*leaves"),
+     ("a,/etc/passwd,c,,,,,train,1,16000,x", "line 2.*leaves"),
+     ("a,b/../../c.wav,c,,,,,train,1,16000,x", "line 2.*leaves"),
+     ("../a,a.wav,c,,,,,train,1,16000,x", "line 2.*no id"),
+     ("a,a.wav,c,,,,,dev,1,16000,x", "line 2.*split"),
+     ("a,a.wav,c,,,,,train,nan,16000,x", "line 2.*positive"),
+     ("a,a.wav,c,,,,,train,long,16000,x", "line 2.*long"),
+     ("a,a.wav,c,,,,,train,1,16000", "line 2.*cells"),
+     ("a,a.wav,c,,,,,train,1,16000,x,y", "line 2.*cells"),
+     ("a,a.wav,c,,,,,train,1,16000,x\na,b.wav,c,,,,,train,1,16000,y", "a is there twice"),
+     ("", "lists no track")],
+)  # fmt: skip
+def test_a_manifest_that_was_tampered_with_is_refused(tmp_path: Path, row: str, words: str) -> None:
+    (tmp_path / "manifest.csv").write_text(HEADER + row)
+    with pytest.raises(DataError, match=f"(?s){words}"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_without_its_columns_or_at_all_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="There is no manifest"):
+        read_manifest(tmp_path / "manifest.csv")
+    (tmp_path / "manifest.csv").write_text("path,caption\na.wav,b\n")
+    with pytest.raises(DataError, match=r"lacks the column.*id.*sha256"):
+        read_manifest(tmp_path)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), min_size=1, max_size=80))
+@settings(max_examples=50)
+def test_ids_are_safe_and_pass_our_own_check(name: str) -> None:
+    made = track_id(f"album/{name}.wav")
+    assert made == track_id(f"album/{name}.wav")
+    assert set(made) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert 12 <= len(made) <= 53
+
+
+def test_sidecars_of_every_suffix_are_no_audio() -> None:
+    assert not {".txt", *tables.TABLE_SUFFIXES} & set(SUFFIXES)
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "musicldm_cli", "--json", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_command(music: Path) -> None:
+    table = music.parent / "t.csv"
+    table.write_text(table_text(".csv", caption="words"), encoding="utf-8")
+    wrong = run(music.parent, "prep", "manifest", "music", "--captions", "t.csv")
+    assert wrong.returncode == 4
+    assert "path, words" in json.loads(wrong.stdout)["error"]["message"]
+    assert not (music.parent / "work").exists()
+    right = run(music.parent, "prep", "manifest", "music", "--captions", "t.csv", "--column", "caption=words")
+    assert right.returncode == 0, right.stderr
+    assert json.loads(right.stdout)["splits"] == {"train": 1, "valid": 1, "test": 1}
+    root = json.loads((music.parent / "work" / "manifest" / "manifest.json").read_text())["root"]
+    assert root == "../../music"
+    assert captions_of_manifest(music.parent / "work" / "manifest") == CLEAN
+
+
+def captions_of_manifest(folder: Path) -> dict[str, str]:
+    return {track.path: track.caption for track in read_manifest(folder).tracks}
