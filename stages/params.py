@@ -175,6 +175,7 @@ class Vae(Section):
     latent_channels: Positive = 16
     norm_num_groups: Positive = 32
     mid_attention: bool = True
+    segment_frames: Positive | None = None  # mel frames of one training example, cut from a clip; None: all of it
     kl_weight: NonNegative = 1.0
     adversarial_start: Annotated[int, Field(ge=0)] = 50_001
     adversarial_weight: NonNegative = 0.5
@@ -204,6 +205,7 @@ class Vocoder(Section):
     feature_weight: NonNegative = 2.0
     adversarial_start: Annotated[int, Field(ge=0)] = 0
     train_on: Literal["real", "vae"] = "real"  # mels of real audio, or decoded by the trained VAE
+    init_from: str | None = None  # a vocoder folder to go on from, e.g. when fine-tuning on the VAE's mels
     train: Training = Training(steps=1_000_000, batch_size=96, learning_rate=2e-4, betas=[0.8, 0.99], schedule="cosine")
 
 
@@ -320,7 +322,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "clap": _SMALL_CLAP,
         "vae": {
             "block_out_channels": [32, 64, 128, 128], "layers_per_block": 1, "latent_channels": 16,
-            "mid_attention": False, "adversarial_start": 10_000, "discriminator_channels": 32,
+            "mid_attention": False, "segment_frames": 256, "adversarial_start": 10_000, "discriminator_channels": 32,
             "train": {"steps": 30_000, "batch_size": 8, "learning_rate": 2e-4,
                       "valid_every": 1000, "checkpoint_every": 500},
         },
@@ -350,8 +352,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "vae": {
             "block_out_channels": [16, 32, 32, 32], "layers_per_block": 1, "latent_channels": 8,
-            "norm_num_groups": 8, "mid_attention": False, "kl_weight": 1e-3, "adversarial_start": 100,
-            "discriminator_channels": 8, "discriminator_layers": 2,
+            "norm_num_groups": 8, "mid_attention": False, "segment_frames": 128, "kl_weight": 1e-3,
+            "adversarial_start": 100, "discriminator_channels": 8, "discriminator_layers": 2,
             "train": {"steps": 150, "batch_size": 4, "learning_rate": 2e-3},
         },
         "vocoder": {
@@ -556,6 +558,9 @@ def impossible(p: Params) -> list[tuple[str, str]]:
         "vae.block_out_channels",
         f"{len(p.vae.block_out_channels)} blocks divide by {factor}, which does not divide {p.mel.n_mels} mel bins",
     )
+    segment = p.vae.segment_frames or p.clip_frames
+    check(segment % factor == 0 and segment <= p.clip_frames, "vae.segment_frames",
+          f"{segment} must be a multiple of {factor} and at most the clip's {p.clip_frames} frames")  # fmt: skip
     product = math.prod(p.vocoder.upsample_rates)
     check(product == hop, "vocoder.upsample_rates", f"multiply to {product}, not to mel.hop_length {hop}")
     check(len(p.vocoder.upsample_rates) == len(p.vocoder.upsample_kernel_sizes), "vocoder.upsample_kernel_sizes",

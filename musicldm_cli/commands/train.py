@@ -1,10 +1,118 @@
-"""`musicldm train`."""
+"""`musicldm train`: one command for each network; they share options and the way results are shown."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Train one of the networks.")
+from musicldm_cli.session import Session, session
+
+if TYPE_CHECKING:
+    from stages.training.loop import History
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Train one of the networks. Every training goes on by itself where it was stopped; Ctrl-C saves first. "
+    "On several GPUs or processes: accelerate launch -m musicldm_cli train ...",
+)
+
+Shards = Annotated[Path | None, typer.Option(metavar="DIR", help="Shards to train on; default the work folder's.")]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Where the trained model goes; default the work folder.")]
+Resume = Annotated[
+    bool | None,
+    typer.Option(
+        "--resume/--no-resume",
+        help="Insist on going on from a checkpoint, or start anew and delete it; default: go on if there is one "
+        "of the same parameters and data.",
+    ),
+]
+Preset = Annotated[
+    str | None, typer.Option(metavar="NAME", help="paper, released, small or tiny, in place of params.yaml.")
+]
+Override = Annotated[
+    list[str] | None,
+    typer.Option("-S", metavar="KEY=VALUE", help="Change one key, e.g. -S vae.train.steps=2000; repeatable."),
+]
 
 
 @app.callback()
 def group() -> None:
     """Keep this a group even while it has one command."""
+
+
+def show(found: Session, history: History, out: Path) -> None:
+    """The result of a training, by the first of its processes only."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    figures = {name: round(value, 6) for name, value in history.valid.items()}
+    measured = "".join(f", {name} {value:.4g}" for name, value in figures.items())
+    skipped = f" {history.skipped} steps had no finite loss and were skipped." if history.skipped else ""
+    found.output.result(
+        f"{out} was trained for {history.steps} steps ({history.seconds:.0f} s now{measured}).{skipped}",
+        [out],
+        steps=history.steps,
+        resumed_at=history.resumed_at,
+        skipped=history.skipped,
+        valid=figures,
+        **history.figures,
+    )
+
+
+@app.command()
+def vae(
+    context: typer.Context,
+    shards: Shards = None,
+    out: Out = None,
+    resume: Resume = None,
+    preset: Preset = None,
+    override: Override = None,
+) -> None:
+    """Train the autoencoder between mel-spectrograms and latents (reconstruction, KL, and a PatchGAN).
+
+    Ends with the latents' scale factor and the reconstruction of the test split, both in the model's card.
+    """
+    found = session(context)
+    params = found.params(override, preset)
+    from stages.vae.train import train_vae
+
+    out = out or found.layout.vae
+    with found.output.progress() as progress:
+        history = train_vae(
+            params, shards or found.layout.shards, out, found.layout.checkpoints,
+            resume=resume, progress=progress, log=found.output.say, warn=found.output.say,
+        )  # fmt: skip
+    show(found, history, out)
+
+
+@app.command()
+def vocoder(
+    context: typer.Context,
+    shards: Shards = None,
+    vae: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The VAE whose mels to train on, for vocoder.train_on=vae.")
+    ] = None,
+    out: Out = None,
+    resume: Resume = None,
+    preset: Preset = None,
+    override: Override = None,
+) -> None:
+    """Train the HiFi-GAN that turns mel-spectrograms into sound (multi-period and multi-scale discriminators).
+
+    Fine-tune one on what the VAE decodes, so that it hides the VAE's faults:
+    `musicldm train vocoder --out work/models/vocoder-vae -S vocoder.train_on=vae
+    -S vocoder.init_from=work/models/vocoder`
+    """
+    found = session(context)
+    params = found.params(override, preset)
+    from stages.vocoder.train import train_vocoder
+
+    out = out or found.layout.vocoder
+    with found.output.progress() as progress:
+        history = train_vocoder(
+            params, shards or found.layout.shards, out, found.layout.checkpoints, vae=vae or found.layout.vae,
+            resume=resume, progress=progress, log=found.output.say, warn=found.output.say,
+        )  # fmt: skip
+    show(found, history, out)

@@ -32,6 +32,6 @@ def stop_signals() -> Iterator[threading.Event]:
 
 
 def leave_to_parent(_worker: int) -> None:
-    """Loader workers must outlive Ctrl-C, which reaches the whole group, and die by SIGTERM from their parent."""
+    """For loader workers: Ctrl-C, `timeout` and batch systems signal the whole group, but only the parent decides."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

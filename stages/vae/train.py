@@ -15,7 +15,7 @@ from stages.params import Params
 from stages.progress import Progress, silent
 from stages.store import model_folder
 from stages.training.checkpoint import training_identity
-from stages.training.clips import clips, clips_if_any, spread
+from stages.training.clips import clips, clips_if_any, random_segments, spread
 from stages.training.devices import is_main_process
 from stages.training.loop import History, train
 from stages.training.state import Backward, averaged_weights, build_state, frozen
@@ -64,7 +64,9 @@ class VaeTask:
         self.state = build_state(modules, self.settings)
 
     def step(self, batch: dict[str, Tensor], step: int, backward: Backward) -> dict[str, Tensor]:
-        image = self._image(batch)
+        frames = self.params.vae.segment_frames or self.params.clip_frames
+        segments, _ = random_segments(self._mel(batch), frames)
+        image = as_image(segments)
         made, mean, logvar = self.state.modules["vae"](image)
         reconstruction, kl = vae_loss(image, made, mean, logvar, self.params.vae.kl_weight)
         losses = {"reconstruction": reconstruction, "kl": kl}
@@ -92,7 +94,7 @@ class VaeTask:
 
     def validate(self, batch: dict[str, Tensor], _generator: torch.Generator) -> dict[str, Tensor]:
         """L1 of the log-mel through the posterior's mean, and the KL term."""
-        image = self._image(batch)
+        image = as_image(self._mel(batch))
         made, mean, logvar = self.state.modules["vae"](image, sample=False)
         reconstruction, kl = vae_loss(image, made, mean, logvar, self.params.vae.kl_weight)
         return {"loss": reconstruction + kl, "log_mel_l1": reconstruction, "kl": kl}
@@ -100,9 +102,14 @@ class VaeTask:
     def track_id(self, track: int) -> str:
         return self.reader.tracks[track].id
 
-    def _image(self, batch: dict[str, Tensor]) -> Tensor:
+    def _mel(self, batch: dict[str, Tensor]) -> Tensor:
         mel: Tensor = self.mel.to(batch["audio"].device)(batch["audio"])
-        return mel.unsqueeze(1).contiguous(memory_format=torch.channels_last)
+        return mel
+
+
+def as_image(mel: Tensor) -> Tensor:
+    """(B, T, F) -> (B, 1, T, F), in the memory order convolutions are fastest in."""
+    return mel.unsqueeze(1).contiguous(memory_format=torch.channels_last)
 
 
 def train_vae(

@@ -1,0 +1,160 @@
+"""`musicldm train vocoder`: the task, and what follows it: test figures, the sealed model folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stages.audio.mel import clip_mel
+from stages.data.dataset import ClipDataset
+from stages.data.shards import ShardReader
+from stages.errors import UsageError
+from stages.params import Params
+from stages.progress import Progress, silent
+from stages.store import model_digest, model_folder
+from stages.training.checkpoint import training_identity
+from stages.training.clips import clips, clips_if_any, random_segments, spread
+from stages.training.devices import is_main_process
+from stages.training.loop import History, train
+from stages.training.state import Backward, averaged_weights, build_state, frozen
+from stages.vae.model import Vae, load_vae
+from stages.vocoder.discriminators import Discriminators, feature_loss, halves, judge_loss, maker_loss
+from stages.vocoder.model import FOLDER, Vocoder, build, exact_length, load_vocoder, remove_weight_norm
+
+TEST_CLIPS = 32
+
+
+class VocoderTask:
+    """One step: sound out of segments of clips' mels, on L1 of its own mel and, later, against discriminators.
+
+    With a VAE the mels are what it makes of the clips', and the real sound stays the target: each frame
+    still belongs to the same hop of samples. With `start` training goes on from that generator.
+    """
+
+    name = "vocoder"
+
+    def __init__(
+        self, params: Params, reader: ShardReader, vae: Vae | None = None, start: Vocoder | None = None
+    ) -> None:
+        torch.manual_seed(params.vocoder.train.seed)
+        self.params, self.settings, self.reader, self.vae = params, params.vocoder.train, reader, vae
+        self.dataset, self.valid_dataset = clips(reader, params), clips_if_any(reader, params, "valid")
+        self.mel = clip_mel(params)
+        vocoder = params.vocoder
+        self.generator = build(params)
+        if start is not None:
+            self.generator.load_state_dict(start.network.state_dict(), strict=True)
+        self.generator.apply_weight_norm()
+        self.judge = Discriminators(vocoder.periods, vocoder.scales, vocoder.discriminator_channels)
+        self.state = build_state({"generator": self.generator, "discriminator": self.judge}, self.settings)
+
+    def step(self, batch: dict[str, Tensor], step: int, backward: Backward) -> dict[str, Tensor]:
+        mel, real = self._segments(batch["audio"])
+        made = self._sound(mel)
+        losses = {"mel": F.l1_loss(self._mel(made), self._mel(real))}
+        loss = self.params.vocoder.mel_weight * losses["mel"]
+        if step >= self.params.vocoder.adversarial_start:
+            judged = judge_loss(*halves(self.state.modules["discriminator"](torch.cat([real, made.detach()]))))
+            backward("discriminator", judged)
+            with frozen(self.judge):
+                on_real, on_made = halves(self.judge(torch.cat([real, made])))
+            adversarial, features = maker_loss(on_made), feature_loss(on_real, on_made)
+            loss = loss + adversarial + self.params.vocoder.feature_weight * features
+            losses |= {"discriminator": judged, "adversarial": adversarial, "features": features}
+        backward("generator", loss)
+        return {"loss": loss, **losses}
+
+    def _segments(self, audio: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Segments of the clips' mels (B, segment_frames, F), and the sound under them (B, frames * hop)."""
+        frames, hop = self.params.vocoder.segment_frames, self.params.mel.hop_length
+        mel, starts = random_segments(self._input(audio), frames, generator)
+        first = (start * hop for start in starts)
+        return mel, torch.stack([clip[n : n + frames * hop] for clip, n in zip(audio, first, strict=True)])
+
+    def _input(self, audio: Tensor) -> Tensor:
+        """What the generator is to hear clips (B, L) from: their mels, or the VAE's of them."""
+        mel = self._mel(audio)
+        if self.vae is None:
+            return mel
+        vae = self.vae.to(mel.device)
+        return vae.decode(vae.encode(mel)[0])
+
+    def _sound(self, mel: Tensor) -> Tensor:
+        return exact_length(self.state.modules["generator"](mel), mel, self.params.mel.hop_length)
+
+    def _mel(self, audio: Tensor) -> Tensor:
+        mel: Tensor = self.mel.to(audio.device)(audio)
+        return mel
+
+    def validate(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """L1 between the log-mels of real segments and of those made from their mels."""
+        mel, real = self._segments(batch["audio"], generator)
+        return {"loss": F.l1_loss(self._mel(self._sound(mel)), self._mel(real))}
+
+    def track_id(self, track: int) -> str:
+        return self.reader.tracks[track].id
+
+
+def train_vocoder(
+    params: Params,
+    shards: Path,
+    out: Path,
+    checkpoints: Path,
+    *,
+    vae: Path | None = None,
+    resume: bool | None = None,
+    progress: Progress = silent,
+    log: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> History:
+    """Train a HiFi-GAN on the clips of `shards` and save it, sealed, as the model folder `out`.
+
+    With vocoder.train_on `vae`, `vae` is the folder of the trained VAE whose mels it learns to sound.
+    Raises what stages.training.loop.train does, ModelError for a folder to start from, DataError for the shards.
+    """
+    reader = ShardReader(shards)
+    origin = {"data": reader.digest}
+    decoder = start = None
+    if params.vocoder.train_on == "vae":
+        if vae is None:
+            raise UsageError("vocoder.train_on is vae, but no VAE folder was given.")
+        decoder, origin["vae"] = load_vae(vae), model_digest(vae)
+    if params.vocoder.init_from is not None:
+        folder = Path(params.vocoder.init_from)
+        start, origin["init_from"] = load_vocoder(folder), model_digest(folder)
+    task = VocoderTask(params, reader, decoder, start)
+    identity = training_identity(params, "vocoder", "audio", "mel", **origin)
+    history = train(
+        task, checkpoints=checkpoints, identity=identity, resume=resume, progress=progress, log=log, warn=warn
+    )
+    if is_main_process():
+        with averaged_weights(task.state):
+            _finish(task, history, out, origin)
+    return history
+
+
+def _finish(task: VocoderTask, history: History, out: Path, origin: dict[str, str]) -> None:
+    params, vocoder = task.params, Vocoder(task.generator.eval(), task.params)
+    test = clips_if_any(task.reader, params, "test")
+    if test is not None:
+        history.figures["test"] = resynthesis_figures(task, vocoder, test)
+    card = {
+        "preset": params.preset, "params": params.model_dump(mode="json"), "params_digest": params.digest(),
+        "data_digest": origin["data"], "origin": origin, "steps": history.steps,
+        "losses": history.valid, **history.figures,
+    }  # fmt: skip
+    with model_folder(out, "vocoder", card) as folder:
+        remove_weight_norm(task.generator)
+        task.generator.save_pretrained(folder / FOLDER)
+
+
+@torch.no_grad()
+def resynthesis_figures(task: VocoderTask, vocoder: Vocoder, dataset: ClipDataset) -> dict[str, float | int]:
+    """Mean L1 between log-mels (natural log) of clips and of the sound made from them; N clips."""
+    errors = []
+    for draw in spread(dataset, TEST_CLIPS):
+        audio = dataset[draw]["audio"].unsqueeze(0).to(task.generator.device)
+        errors.append(float(F.l1_loss(task._mel(vocoder(task._input(audio))), task._mel(audio))))
+    return {"log_mel_l1": sum(errors) / len(errors), "clips": len(errors)}
