@@ -1,10 +1,93 @@
-"""`musicldm data`."""
+"""`musicldm data`: music to train on, and whether it is whole."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Find and fetch music to train on.")
+from musicldm_cli.session import session
+
+app = typer.Typer(no_args_is_help=True, help="Find, fetch and check music to train on.")
 
 
-@app.callback()
-def group() -> None:
-    """Keep this a group even while it has one command."""
+class Recipe(StrEnum):
+    """The collections that can be fetched."""
+
+    DEBIAN_GAMES = "debian-games"
+
+
+class Licence(StrEnum):
+    """Which licences will do."""
+
+    CC = "cc"
+    FREE = "free"
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="Where the music goes.")] = Path("data/demo"),
+) -> None:
+    """Copy the embedded music (108 excerpts of game music) with its attribution and licences."""
+    from stages.data.catalog import ATTRIBUTION, copy_demo
+
+    found = session(context)
+    with found.output.progress() as progress:
+        paths = copy_demo(destination, progress)
+    audio = sum(path.suffix == ".ogg" for path in paths)
+    text = f"{audio} tracks are in {destination}; {destination / ATTRIBUTION} names their authors and licences."
+    found.output.result(text, [destination], tracks=audio)
+
+
+@app.command("list")
+def list_collections(context: typer.Context) -> None:
+    """Tell which music can be had, and under which licences."""
+    from stages.data.catalog import COLLECTIONS
+
+    lines = [f"{item.name}: {item.hours:g} h, {item.licence}\n  {item.what}\n  {item.command}" for item in COLLECTIONS]
+    session(context).output.result("\n".join(lines), [], collections=[vars(item) for item in COLLECTIONS])
+
+
+@app.command()
+def fetch(
+    context: typer.Context,
+    name: Annotated[Recipe, typer.Argument(help="What to fetch.")],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="Where the music goes.")],
+    licence: Annotated[
+        Licence, typer.Option(help="cc: Creative Commons and public domain; free: GPL as well.")
+    ] = Licence.CC,
+    hours: Annotated[float | None, typer.Option(min=0.01, help="Stop at this much; default all.")] = None,
+) -> None:
+    """Download a collection with its attribution, ready for `musicldm prep manifest DEST`."""
+    from stages.data import debian_games
+
+    found = session(context)
+    with found.output.progress() as progress:
+        made = debian_games.fetch(destination, licence.value, hours, progress)
+    length = sum(row.seconds for row in made.tracks) / 3600
+    text = f"{len(made.tracks)} tracks ({length:.2f} h) of {name.value} are in {made.folder}."
+    if made.missing:
+        text += f"\nThe packages of this release lack {len(made.missing)}: {', '.join(r.source for r in made.missing)}"
+    found.output.result(text, [made.folder / debian_games.ATTRIBUTION], tracks=len(made.tracks),
+                        hours=round(length, 3), missing=[row.source for row in made.missing])  # fmt: skip
+
+
+@app.command()
+def check(
+    context: typer.Context,
+    manifest: Annotated[Path | None, typer.Argument(help="Default: manifest/manifest.csv of the work folder.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Threads; default one each CPU.")] = None,
+) -> None:
+    """Decode every file of a manifest and compare it with its row (exit 4 when anything differs)."""
+    from stages.data.catalog import check_manifest
+    from stages.errors import DataError
+
+    found = session(context)
+    manifest = manifest or found.layout.manifest
+    with found.output.progress() as progress:
+        count, problems = check_manifest(manifest, jobs, progress)
+    if problems:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise DataError(f"{len(problems)} problem(s) in {manifest}:\n{lines}", "Run: musicldm prep manifest")
+    found.output.result(f"All {count} files of {manifest} are whole and as listed.", [manifest], tracks=count)

@@ -47,7 +47,7 @@ def manifest(
         columns[ours] = theirs
     found = session(context)
     settings = found.params(override).manifest
-    if captions is None and settings.captions is not None and source is None:
+    if captions is None and settings.captions is not None:
         captions = Path(settings.captions)
     from stages.data.manifest import make_manifest
 
@@ -141,6 +141,31 @@ def beats(
         f"{figures.share_with_partner:.1%} of all have a partner to be mixed with."
     )
     found.output.result(text, paths, **vars(figures))
+
+
+@app.command()
+def captions(
+    context: typer.Context,
+    audio: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of `prep resample`.")] = None,
+    beats: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of `prep beats`.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the captions go.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; default one each CPU.")] = None,
+    override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one key.")] = None,
+) -> None:
+    """Join each caption with words for what was measured: tempo, key, loudness, brightness, music tags."""
+    found = session(context)
+    settings, layout = found.params(override), found.layout
+    from stages.data.captions import CAPTIONS, PROMPTS, write_captions
+
+    out = out or layout.captions
+    with found.output.progress() as progress:
+        made = write_captions((audio or layout.audio) / "manifest.csv", (beats or layout.beats) / "beats.jsonl", out,
+                              settings, jobs, progress)  # fmt: skip
+    text = (
+        f"{made['tracks']} captions with {made['words']} measured words are in {out / CAPTIONS}, "
+        f"{made['prompts']} test prompts in {out / PROMPTS}."
+    )
+    found.output.result(text, [out / CAPTIONS, out / PROMPTS], **made)
 
 
 @app.command()

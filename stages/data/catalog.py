@@ -1,0 +1,121 @@
+"""What music can be had without an account: the embedded demo set, and a recipe for free game music.
+
+Also the check of a whole manifest, file by file.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from joblib import Parallel, cpu_count, delayed
+
+import stages
+from stages.audio import io
+from stages.data.manifest import Manifest, Track, read_manifest
+from stages.errors import DataError
+from stages.progress import Progress, silent
+from stages.store import atomic_file, sha256
+
+ATTRIBUTION = "attribution.csv"
+
+
+@dataclass(frozen=True)
+class Collection:
+    """One entry of `musicldm data list`."""
+
+    name: str
+    hours: float
+    licence: str
+    what: str
+    command: str
+
+
+COLLECTIONS = (
+    Collection(
+        "demo",
+        1.7,
+        "CC-BY, CC-BY-SA, public domain",
+        "108 excerpts of game music, 16 kHz mono, with captions; comes with musicldm",
+        "musicldm data demo data/demo",
+    ),
+    Collection(
+        "debian-games --licence cc",
+        8.1,
+        "CC-BY, CC-BY-SA, public domain",
+        "whole tracks of free games, from Debian's packages",
+        "musicldm data fetch debian-games data/games --licence cc",
+    ),
+    Collection(
+        "debian-games --licence free",
+        21.1,
+        "the same, and GPL",
+        "more of them, those under the GPL included",
+        "musicldm data fetch debian-games data/games --licence free",
+    ),
+)
+
+
+def demo_folder() -> Path:
+    """The embedded music: in an installed wheel inside the package, in a checkout beside it. Raises DataError."""
+    package = Path(stages.__file__).parent
+    for folder in (package / "data" / "demo", package.parent / "data" / "demo"):
+        if (folder / ATTRIBUTION).is_file():
+            return folder
+    raise DataError("This installation has no demo music.", "Install musicldm again from its wheel or repository.")
+
+
+def copy_demo(destination: Path, progress: Progress = silent) -> list[Path]:
+    """Copy the demo music with its attribution and licences, attribution.csv last; equal files are kept.
+
+    Raises DataError, before anything is copied, when another file of the same name is in the way.
+    """
+    source = demo_folder()
+    files = sorted((path for path in source.rglob("*") if path.is_file()), key=lambda path: path.name == ATTRIBUTION)
+    todo = []
+    for path in files:
+        target = destination / path.relative_to(source)
+        if not target.exists():
+            todo.append((path, target))
+        elif not target.is_file() or sha256(target) != sha256(path):
+            raise DataError(f"{target} is there already, and is another file.", "Choose another folder.")
+    for done, (path, target) in enumerate(todo, start=1):
+        with atomic_file(target) as temporary:
+            shutil.copyfile(path, temporary)
+        progress("copy", done, len(todo))
+    return [destination / path.relative_to(source) for path in files]
+
+
+def check_manifest(path: Path, jobs: int | None = None, progress: Progress = silent) -> tuple[int, list[str]]:
+    """Decode every file of a manifest: how many there are, and one sentence for each that is not as listed.
+
+    Raises DataError when the manifest itself cannot be read.
+    """
+    collection = read_manifest(path)
+    tasks = (delayed(_problems)(collection, track) for track in collection.tracks)
+    found: list[str] = []
+    with Parallel(n_jobs=jobs or cpu_count(), backend="threading", return_as="generator") as parallel:
+        for done, problems in enumerate(parallel(tasks), start=1):
+            found += problems
+            progress("check", done, len(collection.tracks))
+    return len(collection.tracks), found
+
+
+def _problems(collection: Manifest, track: Track) -> list[str]:
+    path = collection.audio_path(track)
+    try:
+        samples, rate, digest = io.scan(path)
+    except DataError as error:
+        return [error.message]
+    return list(_differences(path, track, samples / rate, rate, digest))
+
+
+def _differences(path: Path, track: Track, seconds: float, rate: int, digest: str) -> Iterator[str]:
+    if rate != track.sample_rate:
+        yield f"{path} has {rate} Hz, not the {track.sample_rate} Hz of the manifest."
+    elif abs(seconds - track.seconds) > 1e-5:
+        yield f"{path} is {seconds:.2f} s long, not the {track.seconds:.2f} s of the manifest."
+    elif digest != track.sha256:
+        yield f"{path} holds other audio than the manifest says."
+    if not track.caption:
+        yield f"{path} has no caption."

@@ -1,0 +1,163 @@
+"""Fetch the music of free games from Debian's packages, without root: download, unpack, keep music and credits.
+
+`debian_games.csv` beside this file lists every track (package, path in it, licence, title, artist, caption).
+The captions come from titles, tags and the music's role in its game; nobody listened to write them.
+"""
+
+import csv
+import io
+import os
+import shutil
+import subprocess
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from stages.errors import DataError, MissingDependencyError
+from stages.progress import Progress, silent
+from stages.store import atomic_file, disk_errors, write_text
+
+Licence = Literal["cc", "free"]
+ATTRIBUTION = "attribution.csv"
+COLUMNS = ("path", "caption", "title", "artist", "licence", "source_package", "source_file")
+_ARCHIVED = "/unpacked/"  # stands in the list for a .pk3 (zip) file in the folder before it
+_PERMISSIVE = ("CC-", "public-domain")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One track of the list."""
+
+    package: str
+    source: str  # path in the package
+    file: str  # path below audio/<package>
+    seconds: float
+    licence: str
+    title: str
+    artist: str
+    caption: str
+
+    @property
+    def target(self) -> str:
+        return f"audio/{self.package}/{self.file}"
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What `fetch` left in its folder, and the tracks that the packages of this release do not hold."""
+
+    folder: Path
+    tracks: tuple[Source, ...]
+    missing: tuple[Source, ...]
+
+
+def listed(licence: Licence = "cc", hours: float | None = None) -> list[Source]:
+    """The tracks under CC or in the public domain ("cc"), or all ("free"), smallest packages first.
+
+    With `hours`, the first that reach it.
+    """
+    text = (files("stages.data") / "debian_games.csv").read_text(encoding="utf-8")
+    rows = [Source(**{**row, "seconds": float(row["seconds"])}) for row in csv.DictReader(io.StringIO(text))]  # type: ignore[arg-type]
+    rows = [row for row in rows if licence == "free" or row.licence.startswith(_PERMISSIVE)]
+    size = {package: sum(row.seconds for row in rows if row.package == package) for package in _packages(rows)}
+    rows.sort(key=lambda row: (size[row.package], row.package, row.source))
+    chosen, seconds = [], 0.0
+    for row in rows:
+        if hours is not None and seconds >= hours * 3600:
+            break
+        chosen.append(row)
+        seconds += row.seconds
+    return chosen
+
+
+def fetch(
+    destination: Path, licence: Licence = "cc", hours: float | None = None, progress: Progress = silent
+) -> Fetched:
+    """Download what `listed` names into `destination`: audio/, licences/, and attribution.csv last.
+
+    Files that are there already are kept, so that an interrupted run goes on with the next package. Raises
+    MissingDependencyError without apt-get and dpkg, DataError when a package cannot be had.
+    """
+    programs = [name for name in ("apt-get", "dpkg") if shutil.which(name) is None]
+    if programs:
+        raise MissingDependencyError(
+            f"Fetching Debian's packages needs {' and '.join(programs)}.",
+            "Run this on Debian or Ubuntu, or use the embedded music: musicldm data demo data/demo",
+        )
+    wanted = listed(licence, hours)
+    packages = _packages(wanted)
+    with disk_errors(destination):
+        destination.mkdir(parents=True, exist_ok=True)
+        for done, package in enumerate(packages):
+            progress("packages", done, len(packages))
+            todo = [row for row in wanted if row.package == package and not (destination / row.target).is_file()]
+            if todo:
+                _fetch_package(package, todo, destination)
+        progress("packages", len(packages), len(packages))
+    found = tuple(row for row in wanted if (destination / row.target).is_file())
+    write_text(destination / ATTRIBUTION, _attribution(found))
+    return Fetched(destination, found, tuple(row for row in wanted if row not in found))
+
+
+def _fetch_package(package: str, rows: list[Source], destination: Path) -> None:
+    """Download and unpack one package in a temporary folder, and copy its music and copyright file."""
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=destination) as name:
+        folder = Path(name)
+        _run(["apt-get", "download", package], folder, package)
+        tree = folder / "tree"
+        for archive in sorted(folder.glob("*.deb")):
+            _run(["dpkg", "-x", str(archive.absolute()), str(tree.absolute())], folder, package)
+        _copy(tree / "usr/share/doc" / package / "copyright", destination / "licences" / f"{package}.copyright")
+        for row in rows:
+            if _ARCHIVED in row.source:
+                _copy_from_archive(tree, row, destination / row.target)
+            else:
+                _copy(tree / row.source, destination / row.target)
+
+
+def _run(command: list[str], folder: Path, package: str) -> None:
+    environment = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return
+    if "Unable to locate package" in done.stderr or "no installation candidate" in done.stderr.lower():
+        raise DataError(
+            f"apt-get does not know the package {package}.",
+            "If it has no package lists yet, run once as root: apt-get update. The list is of Debian 12 (bookworm).",
+        )
+    reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    raise DataError(f"{command[0]} failed on {package}: {reason}", "Run the same command again; it goes on.")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a regular file of a package; one that this release does not have is left out."""
+    if source.is_file() and not source.is_symlink():
+        with atomic_file(target) as temporary:
+            shutil.copyfile(source, temporary)
+
+
+def _copy_from_archive(tree: Path, row: Source, target: Path) -> None:
+    folder, member = row.source.split(_ARCHIVED)
+    for path in sorted((tree / folder).glob("*.pk3")):
+        with zipfile.ZipFile(path) as archive:
+            if member in archive.namelist():
+                with archive.open(member) as source, atomic_file(target) as temporary, temporary.open("wb") as copy:
+                    shutil.copyfileobj(source, copy)
+                return
+
+
+def _packages(rows: list[Source]) -> list[str]:
+    return list(dict.fromkeys(row.package for row in rows))
+
+
+def _attribution(rows: tuple[Source, ...]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        path = PurePosixPath(row.target).as_posix()
+        writer.writerow((path, row.caption, row.title, row.artist, row.licence, row.package, row.source))
+    return text.getvalue()
