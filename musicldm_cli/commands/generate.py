@@ -1,7 +1,124 @@
-"""`musicldm generate`."""
+"""`musicldm generate`: text to sound files."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from musicldm_cli.session import Session, session
 
-def generate(context: typer.Context) -> None:
-    """Make music from text."""
+if TYPE_CHECKING:
+    from stages.generate.prompts import BadRow, Prompt
+    from stages.params import Params
+
+
+def generate(
+    context: typer.Context,
+    text: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="What it should sound like.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="csv (prompt,id,seed,negative,guidance,seconds), jsonl, or txt, one a line."),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Trained pipeline; default work/models/ldm.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Default: ./generated for a PROMPT, else work/generated.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length; default one clip as trained.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddim, dpm++, unipc or euler.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What it should not sound like.")] = None,
+    eta: Annotated[float | None, typer.Option(help="Fresh noise at every step, 0 to 1 (ddim only).")] = None,
+    candidates: Annotated[int | None, typer.Option(help="Make so many, keep the one CLAP likes best.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Row n of a file takes seed + n.")] = None,
+    suffix: Annotated[str, typer.Option("--format", help="wav, flac or ogg.")] = "wav",
+    plot: Annotated[bool, typer.Option("--plot", help="Save a spectrogram beside each file.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts of the file.")] = None,
+    override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one parameter.")] = None,
+) -> None:
+    """Make music from text: one typed PROMPT, a file of them, or (neither given) the test split's prompts.
+
+    Defaults come from the section `generate` of params.yaml. The same seed makes the same sound. What is
+    there already, with the same settings, is not made again.
+    """
+    found = session(context)
+    params = found.params(override)
+    given = {"sampler": sampler, "steps": steps, "eta": eta, "candidates": candidates}
+    chosen = {key: getattr(params.generate, key) if value is None else value for key, value in given.items()}
+    defaults = {
+        "seed": params.generate.seed if seed is None else seed,
+        "guidance": params.generate.guidance if guidance is None else guidance,
+        "negative": negative,
+        "seconds": seconds,
+    }
+    wanted, bad = _wanted(found, params, text, prompts, limit, defaults)
+    folder = out or (Path("generated") if text is not None else found.layout.generated)
+    _run(found, params, wanted, bad, model or found.layout.ldm, folder, chosen, suffix, plot)
+
+
+def _wanted(
+    found: Session, params: Params, text: str | None, file: Path | None, limit: int | None, given: dict[str, Any]
+) -> tuple[list[Prompt], list[BadRow]]:
+    from stages.errors import UsageError
+    from stages.generate.prompts import Defaults, read_prompts, typed_prompt
+
+    if given["seconds"] is None:
+        given["seconds"] = params.audio.clip_seconds
+    defaults = Defaults(**given)
+    if text is not None:
+        if file is not None or limit is not None:
+            raise UsageError("A PROMPT stands alone: leave out --prompts and --limit.")
+        return [typed_prompt(text, defaults)], []
+    file = file or found.layout.captions / "prompts.csv"
+    if not file.exists() and file == found.layout.captions / "prompts.csv":
+        raise UsageError(f"There is no prompt, and no {file}.", 'Type one: musicldm generate "dramatic trailer"')
+    wanted, bad = read_prompts(file, defaults)
+    return wanted[: limit or params.generate.max_prompts], bad
+
+
+def _run(
+    found: Session, params: Params, wanted: list[Prompt], bad: list[BadRow], model: Path, out: Path,
+    chosen: dict[str, Any], suffix: str, plot: bool,
+) -> None:  # fmt: skip
+    from stages.errors import DataError
+    from stages.generate.batch import generate_files
+    from stages.generate.pipeline import Pipeline, Settings
+
+    pipeline = Pipeline.load(model)
+    cut = [prompt.id for prompt in wanted if pipeline.truncated(prompt.prompt)]
+    if cut:
+        limit = pipeline.params.clap.text.max_tokens
+        found.output.say(f"The model reads {limit} tokens of a prompt; the rest was left out of: {', '.join(cut[:5])}.")
+    started = time.perf_counter()
+    with found.output.progress() as progress:
+        rows, made = generate_files(
+            pipeline, wanted, Settings(**chosen), out, suffix, plot, params.generate.batch_size, progress
+        )
+    taken = time.perf_counter() - started
+    paths = [out / row["file"] for row in rows]
+    skipped = len(rows) - len(made)
+    seconds = sum(row["seconds"] for row in made)
+    lines = [f"{path}  CLAP {row['clap_score']:+.3f}" for path, row in zip(paths, rows, strict=True)]
+    lines.append(f"{len(made)} clips in {taken:.1f} s" + (f"; {skipped} were there already." if skipped else "."))
+    if bad:
+        listed = "\n".join(f"  line {row.line}: {row.reason}" for row in bad)
+        found.output.say("\n".join(lines))
+        raise DataError(
+            f"{len(bad)} row(s) of the prompts file were left out, the other {len(rows)} done:\n{listed}",
+            "Correct these rows and run the same command again; the finished clips are kept.",
+        )
+    found.output.result(
+        "\n".join(lines),
+        paths,
+        clips=rows,
+        made=len(made),
+        skipped=skipped,
+        truncated=cut,
+        seconds_taken=round(taken, 3),
+        real_time_factor=round(seconds / taken, 4) if made else None,
+    )

@@ -1,0 +1,158 @@
+"""Many prompts to a folder of audio files and its manifest.jsonl; a run that was stopped goes on."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages.audio import io as audio_io
+from stages.errors import UsageError
+from stages.generate.pipeline import Clip, Pipeline, Settings
+from stages.generate.plots import one_line, save_spectrogram
+from stages.generate.prompts import Prompt
+from stages.progress import Progress, silent
+from stages.store import disk_errors, read_jsonl, write_jsonl
+
+MANIFEST = "manifest.jsonl"
+FORMATS = ("wav", "flac", "ogg")
+DIGITS = 6  # of scores and seconds in the manifest
+COMMENT_LENGTH = 500  # characters of the prompt in a file's metadata
+
+
+def generate_files(
+    pipeline: Pipeline,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    out: Path,
+    suffix: str = "wav",
+    plot: bool = False,
+    batch_size: int = 1,
+    progress: Progress = silent,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Write `<id>.<suffix>` and a manifest row for every prompt; returns their rows, and those of new clips.
+
+    A clip is skipped when its row has the same settings and model digest and its file exists. The manifest is
+    written anew, atomically, after every batch, so an interruption loses the running batch only.
+    """
+    if suffix not in FORMATS:
+        raise UsageError(f"--format {suffix} is none of {', '.join(FORMATS)}.")
+    if settings.candidates < 1:
+        raise UsageError(f"--candidates {settings.candidates} is less than 1.")
+    _check(pipeline, prompts, settings)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    rows = {row["id"]: row for row in read_manifest(out)} if (out / MANIFEST).exists() else {}
+    wanted = {prompt.id: _identity(pipeline, prompt, settings, suffix) for prompt in prompts}
+    todo = [p for p in prompts if not _done(rows.get(p.id), wanted[p.id], out, plot)]
+    total = len(todo) * settings.candidates * len(pipeline.timesteps(settings))
+    steps = 0
+
+    def on_steps(count: int) -> None:
+        nonlocal steps
+        steps += count
+        progress("Denoising steps", steps, total)
+
+    finished = 0
+    progress("Clips", 0, len(todo))
+    for batch in _batches(pipeline, todo, settings.candidates, batch_size):
+        started = time.perf_counter()
+        clips = make_clips(pipeline, batch, settings, batch_size, on_steps)
+        taken = (time.perf_counter() - started) / len(batch)
+        for clip in clips:
+            row = wanted[clip.prompt.id] | _outcome(clip, taken)
+            write_clip(out / row["file"], clip, pipeline.params.audio.sample_rate)
+            if plot:
+                title = f"{clip.prompt.prompt}  (seed {clip.prompt.seed})"
+                save_spectrogram((out / row["file"]).with_suffix(".png"), clip.waveform, pipeline.params, title)
+            rows[clip.prompt.id] = row
+        write_jsonl(out / MANIFEST, list(rows.values()))
+        finished += len(batch)
+        progress("Clips", finished, len(todo))
+    return [rows[prompt.id] for prompt in prompts], [rows[prompt.id] for prompt in todo]
+
+
+def make_clips(
+    pipeline: Pipeline,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    batch_size: int = 1,
+    on_steps: Callable[[int], None] = lambda _: None,
+) -> list[Clip]:
+    """The best clip of every prompt (all of one length); candidates share batches of at most `batch_size`.
+
+    `on_steps(n)` is called after each denoising step of n clips.
+    """
+    size = _at_once(pipeline, batch_size)
+    tries = [(prompt, k) for prompt in prompts for k in range(settings.candidates)]
+    waveforms = []
+    for start in range(0, len(tries), size):
+        part, counts = zip(*tries[start : start + size], strict=True)
+        waveforms.append(pipeline.waveforms(part, counts, settings, partial(on_steps, len(part))))
+    by_prompt = torch.cat(waveforms).unflatten(0, (len(prompts), settings.candidates))
+    return [pipeline.best(prompt, found) for prompt, found in zip(prompts, by_prompt, strict=True)]
+
+
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a generated folder. Raises DataError when it has none or they are malformed."""
+    return read_jsonl(folder / MANIFEST, "Make the clips again: musicldm generate")
+
+
+def write_clip(path: Path, clip: Clip, sample_rate: int) -> None:
+    """16-bit mono audio (Vorbis for .ogg) with prompt and seed in its comment; equal clips give equal bytes."""
+    prompt = clip.prompt
+    comment = f"{one_line(prompt.prompt, COMMENT_LENGTH)} (made by musicldm; seed {prompt.seed})"
+    audio_io.write(path, clip.waveform.numpy(), sample_rate, comment)
+
+
+def _check(pipeline: Pipeline, prompts: Sequence[Prompt], settings: Settings) -> None:
+    """Refuse what cannot be done before any clip is made."""
+    pipeline.timesteps(settings)
+    for prompt in prompts:
+        pipeline.latent_frames(prompt.seconds)
+
+
+def _batches(pipeline: Pipeline, prompts: Sequence[Prompt], candidates: int, batch_size: int) -> Iterator[list[Prompt]]:
+    """Prompts of one length, guided or not, in order."""
+
+    def kind(prompt: Prompt) -> tuple[float, bool]:
+        return prompt.seconds, prompt.guidance == 1
+
+    size = max(1, _at_once(pipeline, batch_size) // candidates)
+    for _, group in groupby(sorted(prompts, key=kind), key=kind):
+        same = list(group)
+        yield from (same[start : start + size] for start in range(0, len(same), size))
+
+
+def _at_once(pipeline: Pipeline, batch_size: int) -> int:
+    """On a CPU one by one: a batch gains no time there, and its size would change a clip's last bits."""
+    return 1 if pipeline.device.type == "cpu" else batch_size
+
+
+def _identity(pipeline: Pipeline, prompt: Prompt, settings: Settings, suffix: str) -> dict[str, Any]:
+    """All that decides what a clip sounds like."""
+    return {
+        "id": prompt.id, "file": f"{prompt.id}.{suffix}", "prompt": prompt.prompt, "negative": prompt.negative,
+        "seed": prompt.seed, "sampler": settings.sampler, "steps": settings.steps, "guidance": prompt.guidance,
+        "eta": settings.eta, "seconds": prompt.seconds, "candidates": settings.candidates,
+        "model_digest": pipeline.digest,
+    }  # fmt: skip
+
+
+def _outcome(clip: Clip, seconds_taken: float) -> dict[str, Any]:
+    return {
+        "clap_score": round(clip.clap_score, DIGITS),
+        "candidate": clip.candidate,
+        "gain": round(clip.gain, DIGITS),
+        "seconds_taken": round(seconds_taken, DIGITS),
+    }
+
+
+def _done(row: dict[str, Any] | None, wanted: dict[str, Any], out: Path, plot: bool) -> bool:
+    if row is None or any(row.get(key) != value for key, value in wanted.items()):
+        return False
+    audio = out / wanted["file"]
+    return audio.exists() and (not plot or audio.with_suffix(".png").exists())

@@ -1,0 +1,94 @@
+"""Spectrograms for people: log-mel in dB over seconds and hertz."""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stages.audio.mel import clip_mel
+from stages.params import Params
+from stages.store import atomic_file
+
+TICKS_HZ = (125, 250, 500, 1000, 2000, 4000, 8000, 16_000)
+RANGE_DB = 70.0  # below the clip's loudest bin all is drawn black
+DOTS_PER_INCH = 110
+
+
+def mel_decibels(waveform: Tensor, params: Params) -> NDArray[np.float32]:
+    """Waveform (L,) -> (T, n_mels) in dB of full scale, through the mel front-end the model is trained with."""
+    with torch.no_grad():
+        ln_magnitude = clip_mel(params)(waveform[None].float())[0]
+    return np.asarray(ln_magnitude * (20 / np.log(10)), dtype=np.float32)
+
+
+def draw_spectrogram(axes: Axes, waveform: Tensor, params: Params) -> None:
+    """Draw one clip into `axes`."""
+    from transformers.audio_utils import hertz_to_mel
+
+    decibels = mel_decibels(waveform, params)
+    seconds = len(waveform) / params.audio.sample_rate
+    low, high = (hertz_to_mel(f, "slaney") for f in (params.mel.f_min, params.mel.f_max))
+    top = float(decibels.max())
+    image = axes.imshow(
+        decibels.T, origin="lower", aspect="auto", extent=(0, seconds, low, high), vmin=top - RANGE_DB, vmax=top,
+        cmap="magma", interpolation="nearest",
+    )  # fmt: skip
+    ticks = [f for f in TICKS_HZ if params.mel.f_min <= f <= params.mel.f_max]
+    axes.set_yticks([hertz_to_mel(float(f), "slaney") for f in ticks], [f"{f:,}" for f in ticks])
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("Hz")
+    figure = axes.get_figure()
+    if figure is not None:
+        figure.colorbar(image, ax=axes, label="dB", pad=0.02)
+
+
+def save_spectrogram(path: Path, waveform: Tensor, params: Params, title: str) -> None:
+    """Write a PNG of one clip; `title` is cut to one line."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots()
+    draw_spectrogram(axes, waveform, params)
+    axes.set_title(one_line(title, 90), fontsize=10, parse_math=False)
+    with atomic_file(path) as temporary:
+        _save(figure, temporary)
+
+
+def one_line(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def spectrogram_pair_png(left: Tensor, right: Tensor, titles: tuple[str, str], params: Params) -> bytes:
+    """Two clips side by side, as figures 4 and 5 of the paper show a generated one and its nearest in training."""
+    figure = Figure(figsize=(11, 2.8), layout="constrained")
+    for axes, waveform, title in zip(figure.subplots(1, 2, sharey=True), (left, right), titles, strict=True):
+        draw_spectrogram(axes, waveform, params)
+        axes.set_title(one_line(title, 60), fontsize=9, parse_math=False)
+    return _png(figure)
+
+
+def violin_png(sets: dict[str, list[float]], label: str) -> bytes:
+    """The distribution of a similarity in each set, as figure 3 of the paper; short bars mark the means."""
+    figure = Figure(figsize=(5.5, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.violinplot(list(sets.values()), showmeans=True, showextrema=True)
+    axes.set_xticks(range(1, len(sets) + 1), [f"{name}\nn = {len(values)}" for name, values in sets.items()])
+    axes.set_ylabel(label)
+    axes.grid(axis="y", alpha=0.3)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    _save(figure, buffer)
+    return buffer.getvalue()
+
+
+def _save(figure: Figure, target: Path | io.BytesIO) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # prompts may be in any script
+        figure.savefig(target, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})

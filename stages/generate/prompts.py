@@ -1,0 +1,188 @@
+"""What is to be generated: prompts typed on the command line or listed in a csv, jsonl or txt file."""
+
+import csv
+import hashlib
+import json
+import re
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.errors import DataError, UsageError
+
+COLUMNS = ("prompt", "id", "seed", "negative", "guidance", "seconds")
+SEED_LIMIT = 2**32  # torch's CPU generator keeps these bits of a seed only
+ID_BYTES = 120  # leaves room for a suffix below the 255 bytes of common file systems
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One clip to make. `id` names its file."""
+
+    id: str
+    prompt: str
+    seed: int
+    negative: str | None
+    guidance: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row of a prompts file that cannot be used; `line` counts from 1, a csv header included."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a prompt has that does not say otherwise; row n of a file takes the seed `seed + n`."""
+
+    seed: int
+    negative: str | None
+    guidance: float
+    seconds: float
+
+
+def typed_prompt(text: str, defaults: Defaults) -> Prompt:
+    """The prompt of one command. Raises UsageError for text or settings that cannot be used."""
+    try:
+        prompt = _prompt({"prompt": text}, 0, defaults, "typed")
+    except ValueError as error:
+        raise UsageError(
+            f"The prompt cannot be used: {error}.", 'Write it as: musicldm generate "calm piano"'
+        ) from None
+    return Prompt(**{**vars(prompt), "id": f"{slug(prompt.prompt)}-{prompt.seed}"})
+
+
+def read_prompts(path: Path, defaults: Defaults) -> tuple[list[Prompt], list[BadRow]]:
+    """The prompts of a .csv (header with `prompt` and any of COLUMNS), .jsonl (same keys) or .txt (one a line).
+
+    Rows without an id are called after their number. Raises DataError when the file as a whole is unusable.
+    """
+    rows = _rows(path)
+    prompts: list[Prompt] = []
+    bad: list[BadRow] = []
+    taken: set[str] = set()
+    for number, (line, row) in enumerate(rows):
+        try:
+            if isinstance(row, str):
+                raise ValueError(row)
+            prompt = _prompt(row, number, defaults, f"prompt-{number + 1:04d}")
+            if prompt.id.casefold() in taken:
+                raise ValueError(f"the id {prompt.id!r} was used above")
+        except ValueError as error:
+            bad.append(BadRow(line, str(error)))
+        else:
+            taken.add(prompt.id.casefold())
+            prompts.append(prompt)
+    if not rows:
+        raise DataError(f"{path} holds no prompts.", "Write one prompt a line, or a csv with the column `prompt`.")
+    if not prompts:
+        raise DataError(f"{path} holds no usable prompt; line {bad[0].line}: {bad[0].reason}.", "Correct its rows.")
+    return prompts, bad
+
+
+def slug(text: str) -> str:
+    """A short file name of small ASCII letters; texts without any are named by their hash."""
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    words = re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")
+    return words[:48].rstrip("-") or hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, Any] | str]]:
+    """(line number, row); a row that cannot be parsed is the reason why."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"There is no {path}.", "Name a .csv, .jsonl or .txt file of prompts.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.", "Save it as UTF-8 text.") from error
+    if path.suffix == ".txt":
+        return [(n, {"prompt": line}) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if path.suffix == ".jsonl":
+        return [(n, _json_row(line)) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if path.suffix == ".csv":
+        return _csv_rows(path, text)
+    raise DataError(f"{path} is none of .csv, .jsonl and .txt.", "Rename it to what it holds.")
+
+
+def _json_row(line: str) -> dict[str, Any] | str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return f"not JSON: {error}"
+    if not isinstance(row, dict):
+        return "not a JSON object"
+    unknown = sorted(row.keys() - set(COLUMNS))
+    return f"unknown key {unknown[0]!r}" if unknown else row
+
+
+def _csv_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any] | str]]:
+    reader = csv.DictReader(text.splitlines(keepends=True))
+    header = reader.fieldnames or []
+    unknown = [name for name in header if name not in COLUMNS]
+    if "prompt" not in header or unknown:
+        what = f"has the unknown column {unknown[0]!r}" if unknown else "has no column `prompt`"
+        raise DataError(f"{path} {what}.", f"Its first line may name: {', '.join(COLUMNS)}.")
+    try:
+        return [(reader.line_num, "more cells than the header" if None in row else row) for row in reader]
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num} is not csv: {error}.", "Correct it.") from error
+
+
+def _prompt(row: dict[str, Any], number: int, defaults: Defaults, name: str) -> Prompt:
+    """Raises ValueError with the reason, for a person."""
+    given = {key: value for key, value in row.items() if value is not None and value != ""}
+    seed = _number(given, "seed", defaults.seed + number, whole=True)
+    guidance = _number(given, "guidance", defaults.guidance)
+    seconds = _number(given, "seconds", defaults.seconds)
+    if not 0 <= seed < SEED_LIMIT:
+        raise ValueError(f"the seed {seed:.0f} is not between 0 and {SEED_LIMIT - 1}")
+    if guidance < 0:
+        raise ValueError(f"the guidance {guidance:g} is negative")
+    if seconds <= 0:
+        raise ValueError(f"{seconds:g} seconds is no length")
+    text = clean_text(given.get("prompt", ""), "prompt")
+    if not text:
+        raise ValueError("the prompt is empty")
+    negative = given.get("negative", defaults.negative)
+    return Prompt(
+        id=_file_name(given.get("id", name)),
+        prompt=text,
+        seed=int(seed),
+        negative=clean_text(negative, "negative prompt") or None if negative is not None else None,
+        guidance=guidance,
+        seconds=seconds,
+    )
+
+
+def clean_text(text: Any, what: str) -> str:
+    """White space folded to single blanks. Raises ValueError for other control characters and lone surrogates."""
+    if not isinstance(text, str):
+        raise ValueError(f"the {what} is not text")
+    folded = " ".join(text.split())
+    wrong = next((c for c in folded if unicodedata.category(c) in ("Cc", "Cs")), None)
+    if wrong is not None:
+        raise ValueError(f"the {what} holds the control character U+{ord(wrong):04X}")
+    return folded
+
+
+def _number(given: dict[str, Any], key: str, default: float, whole: bool = False) -> float:
+    value = given.get(key, default)
+    try:
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not abs(number) < float("inf") or (whole and number != int(number)):
+        raise ValueError(f"the {key} {value!r} is not a {'whole ' if whole else ''}number")
+    return number
+
+
+def _file_name(name: Any) -> str:
+    text = str(name)
+    if not re.fullmatch(r"[^\W_][\w.\- ]*", text) or len(text.encode()) > ID_BYTES or text.endswith((".", " ")):
+        raise ValueError(f"the id {text[:40]!r} cannot be a file name (letters, digits, blank, . _ - and at most 120)")
+    return text

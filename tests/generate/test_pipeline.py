@@ -1,0 +1,204 @@
+"""The whole path from text to sound on random weights, against diffusers' own pipeline and against itself."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from diffusers.pipelines.deprecated.musicldm.pipeline_musicldm import MusicLDMPipeline
+from torch import Generator
+
+from stages.errors import DataError, ModelError, UsageError
+from stages.generate.batch import generate_files, make_clips, read_manifest
+from stages.generate.pipeline import Pipeline, Settings
+from stages.generate.prompts import Prompt
+from stages.generate.samplers import normal
+
+QUICK = Settings("ddim", 3, 0.0, 1)
+RATE = 16_000
+
+
+@pytest.fixture(scope="session")
+def pipeline(toy_models):
+    return Pipeline.load(toy_models / "ldm", "cpu")
+
+
+def prompt(name="a", text="calm piano", seed=1, negative=None, guidance=2.0, seconds=1.28):
+    return Prompt(name, text, seed, negative, guidance, seconds)
+
+
+def waveform(pipeline, wanted, settings=QUICK):
+    return make_clips(pipeline, [wanted], settings)[0].waveform
+
+
+@pytest.mark.parametrize(("name", "eta"), [("ddim", 0.0), ("dpm++", 0.0)])
+def test_sound_is_that_of_diffusers_pipeline(pipeline, toy_models, name, eta):
+    """Same weights, same first noise, fp32: within 1e-3 of full scale, and far from another prompt's."""
+    from stages.generate.samplers import make_scheduler
+
+    peer = MusicLDMPipeline(
+        vae=pipeline.vae.network, text_encoder=pipeline.clap.model, tokenizer=pipeline.clap.tokenizer,
+        feature_extractor=None, unet=pipeline.ldm.unet,
+        scheduler=make_scheduler(name, pipeline.scheduler, 5, eta), vocoder=pipeline.vocoder.network,
+    )  # fmt: skip
+    peer.set_progress_bar_config(disable=True)
+    wanted, settings = prompt(text="dramatic trailer", negative="slow"), Settings(name, 5, eta, 1)
+    noise = normal(pipeline.params.latent_shape, [Generator().manual_seed(1)])
+    expected = peer(
+        prompt_embeds=pipeline.embed([wanted.prompt]), negative_prompt_embeds=pipeline.embed(["slow"]),
+        latents=noise, num_inference_steps=5, guidance_scale=2.0, audio_length_in_s=1.28, output_type="pt",
+    ).audios  # fmt: skip
+    ours = pipeline.waveforms([wanted], [0], settings)
+    other = pipeline.waveforms([prompt(text="quiet flute", negative="slow")], [0], settings)
+    scale = expected.abs().max()
+    assert ours.shape == expected.shape == (1, 20_480)
+    assert (ours - expected).abs().max() < 1e-3 * scale
+    assert (other - expected).abs().max() > 2e-2 * scale
+
+
+def test_the_null_vector_leads_away_unless_a_negative_prompt_does(pipeline):
+    plain, negative, unguided = (
+        waveform(pipeline, prompt(guidance=w, negative=n)) for w, n in ((2.0, None), (2.0, "slow"), (1.0, None))
+    )
+    assert not torch.allclose(plain, negative, atol=1e-4)
+    assert not torch.allclose(plain, unguided, atol=1e-4)
+    assert torch.equal(unguided, waveform(pipeline, prompt(guidance=1.0, negative="slow")))  # nothing to lead away
+
+
+def test_a_clip_is_its_seeds_alone_whatever_is_made_beside_it(pipeline, tmp_path):
+    wanted = [prompt(f"c{i}", f"music number {i}", seed=10 + i) for i in range(4)]
+    generate_files(pipeline, wanted, QUICK, tmp_path / "four", batch_size=4)
+    generate_files(pipeline, wanted[3:], QUICK, tmp_path / "one", batch_size=1)
+    assert (tmp_path / "four" / "c3.wav").read_bytes() == (tmp_path / "one" / "c3.wav").read_bytes()
+    assert (tmp_path / "four" / "c3.wav").read_bytes() != (tmp_path / "four" / "c2.wav").read_bytes()
+
+
+def test_one_batch_on_an_accelerator_differs_in_the_last_bits_only(pipeline):
+    """Convolution kernels change with the batch size; generate on a CPU therefore never batches."""
+    wanted = [prompt(f"c{i}", f"music number {i}", seed=10 + i) for i in range(4)]
+    settings = Settings("ddim", 3, 0.5, 1)
+    together = pipeline.waveforms(wanted, [0] * 4, settings)
+    alone = torch.cat([pipeline.waveforms([one], [0], settings) for one in wanted])
+    assert (together - alone).abs().max() < 1e-3 * alone.abs().max()
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.28, 1.5, 3.3333])
+def test_length_is_exact_to_the_sample(pipeline, seconds):
+    assert len(waveform(pipeline, prompt(seconds=seconds))) == round(seconds * RATE)
+
+
+def test_longer_clips_are_one_pass_without_a_seam(pipeline):
+    """Cutting a short clip from the long latent's decoder gives the same start as the long one, away from its end."""
+    channels, frames, bins = pipeline.params.latent_shape
+    latents = normal((channels, 2 * frames, bins), [Generator().manual_seed(0)])
+    long, short = pipeline.decode(latents), pipeline.decode(latents[:, :, :frames])
+    assert long.shape == (1, 2 * 20_480)
+    assert torch.allclose(long.abs().mean(), short.abs().mean(), rtol=0.2)
+    assert pipeline.latent_frames(2.56) == 2 * frames
+    assert pipeline.latent_frames(1.29) == frames + 2  # up to the UNet's stride
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 1e-9, 1e9, float("nan")])
+def test_impossible_lengths_are_usage_errors(pipeline, seconds):
+    with pytest.raises(UsageError, match="--seconds"):
+        pipeline.latent_frames(seconds)
+
+
+def test_the_best_candidate_is_kept_and_the_first_is_the_plain_clip(pipeline):
+    tries = [pipeline.waveforms([prompt()], [k], QUICK)[0] for k in range(3)]
+    scores = pipeline.score(prompt(), torch.stack(tries))
+    best = make_clips(pipeline, [prompt()], Settings("ddim", 3, 0.0, 3))[0]
+    assert best.candidate == int(scores.argmax())
+    assert best.clap_score == pytest.approx(float(scores.max()), abs=1e-6)
+    assert torch.equal(best.waveform, tries[best.candidate])
+    assert torch.equal(tries[0], waveform(pipeline, prompt()))
+    assert not torch.equal(tries[0], tries[1])
+
+
+def test_loud_output_is_scaled_down_and_said_so(pipeline):
+    loud = torch.sin(torch.arange(20_480) / 20)[None] * 4
+    clip = pipeline.best(prompt(), loud)
+    assert clip.waveform.abs().max().item() == pytest.approx(1.0)
+    assert clip.gain == pytest.approx(0.25, rel=1e-3)
+    assert pipeline.best(prompt(), loud / 8).gain == 1.0
+
+
+def test_values_that_are_not_numbers_are_a_model_error(pipeline, monkeypatch):
+    monkeypatch.setattr(pipeline.vocoder, "forward", lambda mel: torch.full((1, 20_480), float("nan")))
+    with pytest.raises(ModelError, match="not numbers"):
+        pipeline.waveforms([prompt()], [0], QUICK)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+def test_files_and_manifest(pipeline, tmp_path, suffix):
+    wanted = prompt("clip", "héroïque", seconds=1.0)
+    rows, made = generate_files(pipeline, [wanted], QUICK, tmp_path / "a", suffix, plot=suffix == "wav")
+    generate_files(pipeline, [wanted], QUICK, tmp_path / "b", suffix)
+    file = tmp_path / "a" / f"clip.{suffix}"
+    assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+    with soundfile.SoundFile(file) as sound:
+        assert (sound.frames, sound.samplerate, sound.channels) == (16_000, RATE, 1)
+        assert sound.subtype == ("VORBIS" if suffix == "ogg" else "PCM_16")
+        assert "héroïque" in sound.comment
+        assert "seed 1" in sound.comment
+        assert np.abs(sound.read()).max() > 0
+    assert rows == made == read_manifest(tmp_path / "a")
+    assert set(rows[0]) == {
+        "id", "file", "prompt", "negative", "seed", "sampler", "steps", "guidance", "eta", "seconds", "candidates",
+        "model_digest", "clap_score", "candidate", "gain", "seconds_taken",
+    }  # fmt: skip
+    assert (tmp_path / "a" / "clip.png").exists() == (suffix == "wav")
+
+
+def test_a_run_goes_on_where_it_stopped(pipeline, tmp_path):
+    wanted = [prompt(name, name, seconds=1.0) for name in "abc"]
+    seen = []
+
+    def interrupt(label, done, total):
+        if label == "Clips" and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate_files(pipeline, wanted, QUICK, tmp_path, progress=interrupt)
+    assert [row["id"] for row in read_manifest(tmp_path)] == ["a", "b"]
+    (tmp_path / "a.wav").unlink()  # a lost file is made again, a whole one is not
+    _, made = generate_files(pipeline, wanted, QUICK, tmp_path, progress=lambda *args: seen.append(args))
+    assert [row["id"] for row in made] == ["a", "c"]
+    assert ("Clips", 2, 2) in seen
+    assert ("Denoising steps", 6, 6) in seen
+    changed = [prompt("a", "a", seconds=1.0, seed=5), *wanted[1:]]
+    assert [row["id"] for row in generate_files(pipeline, changed, QUICK, tmp_path)[1]] == ["a"]
+    lines = (tmp_path / "manifest.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["a", "b", "c"]
+
+
+def test_long_prompts_are_known_to_be_cut(pipeline):
+    assert pipeline.truncated("word " * 10_000)
+    assert not pipeline.truncated("calm piano")
+    assert pipeline.embed(["word " * 10_000]).isfinite().all()
+
+
+def test_impossible_runs_make_nothing(pipeline, tmp_path):
+    no_steps, no_candidates = Settings("ddim", 0, 0.0, 1), Settings("ddim", 3, 0.0, 0)
+    for settings, suffix in ((no_steps, "wav"), (no_candidates, "wav"), (QUICK, "mp3")):
+        with pytest.raises(UsageError):
+            generate_files(pipeline, [prompt()], settings, tmp_path / "out", suffix)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        generate_files(pipeline, [prompt()], QUICK, tmp_path / "file")
+
+
+def test_missing_and_altered_models_are_refused(toy_models, tmp_path):
+    with pytest.raises(ModelError) as missing:
+        Pipeline.load(tmp_path / "none")
+    assert "dvc repro" in missing.value.remedy
+    shutil.copytree(toy_models / "ldm", tmp_path / "ldm")
+    file = tmp_path / "ldm" / "null_condition.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ModelError, match=r"null_condition\.safetensors was altered"):
+        Pipeline.load(tmp_path / "ldm")
+    with pytest.raises(ModelError, match="not a ldm model"):
+        Pipeline.load(toy_models / "vae")
