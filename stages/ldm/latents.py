@@ -1,0 +1,263 @@
+"""Latents on disk: what the diffusion model trains on, made once, one HDF5 part for each shard.
+
+Per window: the VAE's posterior (mean and log-variance, fp16), CLAP's embeddings of the clip and of its
+track's caption, its track and first sample, and whether it starts on a downbeat.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from stages.audio.mel import clip_mel
+from stages.beats.align import usable_downbeats
+from stages.clap.model import Clap, load_clap
+from stages.data.dataset import normalise
+from stages.data.shard_index import read_index
+from stages.data.shards import ShardReader, TrackInfo
+from stages.errors import DataError
+from stages.params import Params
+from stages.progress import Progress, silent
+from stages.store import atomic_file, model_digest, read_json, sha256, write_json
+from stages.vae.model import Vae, load_vae
+
+SCHEMA = 1
+INDEX = "index.json"
+SPLITS = ("train", "valid")  # nobody may train on the test split, by mixing neither
+AGAIN = "Make the latents again: musicldm prep latents"
+
+
+@dataclass(frozen=True)
+class Window:
+    """One clip: its track (position in the index of shards), first sample, and whether that is a downbeat."""
+
+    track: int
+    start: int
+    on_downbeat: bool
+
+
+def choose_windows(track: int, info: TrackInfo, downbeats: NDArray[np.float64], params: Params) -> list[Window]:
+    """A track's windows in time order: evenly spread downbeats with a full clip after them, then a grid.
+
+    `downbeats` in seconds. A track shorter than a clip gives one window, to be padded with silence.
+    """
+    clip, rate = params.audio.clip_samples, params.audio.sample_rate
+    starts = usable_downbeats(downbeats, info.samples, rate, clip)
+    count = min(len(starts), params.latents.downbeats_per_track)
+    beats = starts[np.linspace(0, len(starts) - 1, count).round().astype(int)] if count else starts[:0]
+    grid = np.arange(0, max(1, info.samples - clip + 1), round(params.latents.grid_seconds * rate))
+    chosen = {int(start): False for start in grid} | {int(start): True for start in beats}
+    return [Window(track, start, on_downbeat) for start, on_downbeat in sorted(chosen.items())]
+
+
+def read_clip(shards: ShardReader, track: int, start: int, params: Params) -> NDArray[np.float32]:
+    """One normalised clip (clip_samples,), padded with silence behind a short track's end."""
+    stop = min(start + params.audio.clip_samples, shards.tracks[track].samples)
+    clip = normalise(shards.audio(track, start, stop), params.audio.peak)
+    return np.pad(clip, (0, params.audio.clip_samples - len(clip)))
+
+
+def prepare(
+    params: Params, shards: Path, vae: Path, clap: Path, out: Path, progress: Progress = silent
+) -> dict[str, int]:
+    """Encode every window of the train and valid splits into `out`, index.json last; returns counts.
+
+    Each part is written whole or not at all, and a part that was made of the same shard by the same models
+    is kept, so a run that was stopped goes on. Raises DataError and ModelError.
+    """
+    reader, index = ShardReader(shards), read_index(shards)
+    made_by = {"vae": model_digest(vae), "clap": model_digest(clap), "params_digest": params.digest("audio", "latents")}
+    encoder: _Encoder | None = None
+    rows: list[dict[str, Any]] = []
+    written = first = 0
+    for number, shard in enumerate(index.shards):
+        key = hashlib.sha256(json.dumps([SCHEMA, shard.key, made_by], sort_keys=True).encode()).hexdigest()
+        path = out / f"latents-{number:05d}.h5"
+        if not _holds(path, key):
+            encoder = encoder or _Encoder(load_vae(vae), load_clap(clap), params)
+            tracks = range(first, first + len(shard.tracks))
+            _write_part(path, key, reader, tracks, encoder, progress, f"Latents {number + 1}/{len(index.shards)}")
+            written += 1
+        with h5py.File(path, "r", locking=False) as file:
+            windows = len(file["start"])
+        rows.append({"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path), "key": key,
+                     "windows": windows, "first_track": first})  # fmt: skip
+        first += len(shard.tracks)
+    for stale in set(out.glob("latents-*.h5")) - {out / row["file"] for row in rows}:
+        stale.unlink()
+    head = {"schema": SCHEMA, "shards": reader.digest, **made_by, "scale": load_vae(vae).scale}
+    write_json(out / INDEX, head | {"latent_shape": list(params.latent_shape), "parts": rows})
+    total = sum(row["windows"] for row in rows)
+    return {"parts": len(rows), "written": written, "windows": total, "bytes": sum(row["bytes"] for row in rows)}
+
+
+class _Encoder:
+    """VAE and CLAP on the device there is, and the clip to them."""
+
+    def __init__(self, vae: Vae, clap: Clap, params: Params) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.vae, self.clap, self.params = vae.to(device), clap.to(device), params
+        self.mel, self.device = clip_mel(vae.params).to(device), device
+
+    @torch.no_grad()
+    def __call__(self, clips: NDArray[np.float32], captions: list[str]) -> dict[str, NDArray[Any]]:
+        audio = torch.from_numpy(clips).to(self.device)
+        mean, logvar = self.vae.encode(self.mel(audio))
+        return {
+            "mean": mean.half().cpu().numpy(),
+            "logvar": logvar.half().cpu().numpy(),
+            "audio": self.clap.embed_audio(audio, self.params.audio.sample_rate).cpu().numpy(),
+            "text": self.clap.embed_text(captions).cpu().numpy(),
+        }
+
+
+def _write_part(
+    path: Path, key: str, shards: ShardReader, tracks: range, encoder: _Encoder, progress: Progress, label: str
+) -> None:
+    params = encoder.params
+    windows = [
+        window
+        for track in tracks
+        if shards.tracks[track].split in SPLITS
+        for window in choose_windows(track, shards.tracks[track], shards.downbeats(track), params)
+    ]
+    shape, width, size = params.latent_shape, params.clap.projection_dim, params.latents.batch_size
+    with atomic_file(path) as temporary, h5py.File(temporary, "w", libver=("v110", "v110")) as file:
+        layout: dict[str, tuple[tuple[int, ...], str]] = {
+            "mean": (shape, "f2"), "logvar": (shape, "f2"), "audio": ((width,), "f4"), "text": ((width,), "f4"),
+        }  # fmt: skip
+        for name, (item, dtype) in layout.items():
+            chunks = (1, *item) if windows else None
+            file.create_dataset(name, (len(windows), *item), dtype, chunks=chunks, fletcher32=bool(windows))
+        file["track"] = np.array([window.track - tracks.start for window in windows], dtype=np.int64)
+        file["start"] = np.array([window.start for window in windows], dtype=np.int64)
+        file["on_downbeat"] = np.array([window.on_downbeat for window in windows], dtype=bool)
+        file.attrs["key"] = key
+        for begin in range(0, len(windows), size):
+            progress(label, begin, len(windows))
+            batch = windows[begin : begin + size]
+            clips = np.stack([read_clip(shards, window.track, window.start, params) for window in batch])
+            captions = [shards.tracks[window.track].caption for window in batch]
+            for name, values in encoder(clips, captions).items():
+                file[name][begin : begin + size] = values
+        progress(label, len(windows), len(windows))
+
+
+def _holds(path: Path, key: str) -> bool:
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return str(file.attrs["key"]) == key
+    except (OSError, KeyError):
+        return False
+
+
+class LatentReader:
+    """Random access to the windows of a latents folder; may be pickled or forked.
+
+    `windows` lists them; `scale` multiplies VAE latents to about unit variance. Sizes are compared with the
+    index when it is made and checksums when data is read; any difference is a DataError.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.index = read_json(folder / INDEX, AGAIN)
+        if not isinstance(self.index, dict) or self.index.get("schema") != SCHEMA:
+            raise DataError(f"{folder / INDEX} is not an index of latents that this version reads.", AGAIN)
+        self.scale = float(self.index["scale"])
+        self.windows: list[Window] = []
+        self._places: list[tuple[str, int]] = []  # part and row of each window
+        self._files: dict[str, h5py.File] = {}
+        self._process = os.getpid()
+        for part in self.index["parts"]:
+            self._list(part)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": {}}
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def posterior(self, i: int) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of window i, unscaled, each (C, T / P, F / P) float32."""
+        mean, logvar = (torch.from_numpy(self._read(name, i).astype(np.float32)) for name in ("mean", "logvar"))
+        return mean, logvar
+
+    def embedding(self, i: int, kind: str) -> Tensor:
+        """CLAP's (D,) embedding of window i, `audio` or `text`."""
+        return torch.from_numpy(self._read(kind, i))
+
+    def check(self, shards: ShardReader, vae: Path, clap: Path, params: Params) -> None:
+        """Raises DataError when the latents were made of other shards, by other models or with other params."""
+        now = {"shards": shards.digest, "vae": model_digest(vae), "clap": model_digest(clap),
+               "params_digest": params.digest("audio", "latents")}  # fmt: skip
+        for name, digest in now.items():
+            if self.index[name] != digest:
+                raise DataError(
+                    f"{self.folder} is out of date: its {name} was {self.index[name]}, now {digest}.", AGAIN
+                )
+
+    def _list(self, part: dict[str, Any]) -> None:
+        path = self.folder / part["file"]
+        if not path.is_file() or path.stat().st_size != part["bytes"]:
+            raise DataError(f"{path} is missing or was altered.", AGAIN)
+        with self._reading(path), h5py.File(path, "r", locking=False) as file:
+            if file.attrs["key"] != part["key"]:
+                raise OSError("it holds other windows than the index says")
+            columns = [file[name][:].tolist() for name in ("track", "start", "on_downbeat")]
+        for row, (track, start, on_downbeat) in enumerate(zip(*columns, strict=True)):
+            self.windows.append(Window(track + part["first_track"], start, on_downbeat))
+            self._places.append((part["file"], row))
+
+    def _read(self, name: str, i: int) -> NDArray[Any]:
+        part, row = self._places[i]
+        if self._process != os.getpid():  # a handle taken over by fork shares its parent's state
+            self._files, self._process = {}, os.getpid()
+        with self._reading(self.folder / part):
+            if part not in self._files:
+                self._files[part] = h5py.File(self.folder / part, "r", locking=False)
+            return np.asarray(self._files[part][name][row])
+
+    @contextmanager
+    def _reading(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, KeyError, RuntimeError) as error:
+            raise DataError(f"{path} cannot be read: {error}.", AGAIN) from error
+
+
+class LatentDataset(Dataset):
+    """The windows of one split, as (mean, logvar, condition, track)."""
+
+    def __init__(self, latents: LatentReader, tracks: list[TrackInfo], split: str, condition: str) -> None:
+        self.latents, self.condition = latents, condition
+        self.rows = [i for i, window in enumerate(latents.windows) if tracks[window.track].split == split]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
+        """(window of the split, draw seed); the seed is not used, since a window is encoded where it is."""
+        row = self.rows[item[0]]
+        mean, logvar = self.latents.posterior(row)
+        return {
+            "mean": mean,
+            "logvar": logvar,
+            "condition": self.latents.embedding(row, self.condition),
+            "track": self.latents.windows[row].track,
+        }
+
+
+def sample_posterior(mean: Tensor, logvar: Tensor, noise: Tensor, scale: float) -> Tensor:
+    """z = scale * (mean + exp(logvar / 2) * noise), all of one shape."""
+    return scale * (mean + (0.5 * logvar).exp() * noise)

@@ -1,0 +1,102 @@
+"""Latents: which windows, what is stored of them, and how they are read back."""
+
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from stages.audio.mel import clip_mel
+from stages.clap.model import load_clap
+from stages.data.shards import ShardReader
+from stages.errors import DataError
+from stages.ldm.latents import LatentDataset, LatentReader, choose_windows, prepare, read_clip, sample_posterior
+from stages.store import sha256
+from stages.vae.model import load_vae
+from tests.ldm.toy import toy_params
+
+
+def test_windows_are_downbeats_and_a_grid(project):
+    reader = ShardReader(project.shards)
+    number = next(i for i, track in enumerate(reader.tracks) if track.id == "click-a")
+    windows = choose_windows(number, reader.tracks[number], reader.downbeats(number), project.params)
+    # 9 s, clips of 2.56 s: starts up to 6.44 s; downbeats at 0.3 + 2 n; the grid at 1.28 n
+    assert [w.start / 16_000 for w in windows if w.on_downbeat] == [0.3, 2.3, 4.3, 6.3]
+    assert [w.start / 16_000 for w in windows if not w.on_downbeat] == [0, 1.28, 2.56, 3.84, 5.12, 6.4]
+    few = choose_windows(number, reader.tracks[number], np.arange(0, 9, 0.5), toy_params_with_three_downbeats())
+    assert [w.start / 16_000 for w in few if w.on_downbeat] == [0, 3, 6]
+
+
+def toy_params_with_three_downbeats():
+    params = toy_params()
+    return params.model_copy(update={"latents": params.latents.model_copy(update={"downbeats_per_track": 3})})
+
+
+def test_what_is_stored_is_what_vae_and_clap_say(project):
+    latents, shards = LatentReader(project.latents), ShardReader(project.shards)
+    vae, clap = load_vae(project.vae), load_clap(project.clap)
+    assert latents.scale == vae.scale == 1.5
+    assert {shards.tracks[w.track].split for w in latents.windows} == {"train", "valid"}
+    assert len(latents) == project.made["windows"] == 10 * 6 + 19  # on the grid, and downbeats
+    row = next(i for i, w in enumerate(latents.windows) if w.on_downbeat)
+    window = latents.windows[row]
+    clip = torch.from_numpy(read_clip(shards, window.track, window.start, project.params))[None]
+    assert float(clip.abs().max()) == pytest.approx(0.5)
+    assert abs(float(clip.mean())) < 1e-6
+    for ours, theirs in zip(latents.posterior(row), vae.encode(clip_mel(project.params)(clip)), strict=True):
+        assert ours.shape == project.params.latent_shape
+        torch.testing.assert_close(ours, theirs[0].half().float(), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(latents.embedding(row, "audio"), clap.embed_audio(clip, 16_000)[0], atol=1e-5, rtol=0)
+    caption = shards.tracks[window.track].caption
+    torch.testing.assert_close(latents.embedding(row, "text"), clap.embed_text([caption])[0], atol=1e-5, rtol=0)
+
+
+def test_dataset_gives_one_split(project):
+    latents, shards = LatentReader(project.latents), ShardReader(project.shards)
+    train = LatentDataset(latents, shards.tracks, "train", "audio")
+    valid = LatentDataset(latents, shards.tracks, "valid", "text")
+    assert len(train) + len(valid) == len(latents)
+    item = pickle.loads(pickle.dumps(valid))[0, 123]  # as a loader's worker gets it
+    assert shards.tracks[item["track"]].id == "click-valid"
+    assert torch.equal(item["condition"], latents.embedding(valid.rows[0], "text"))
+
+
+def test_posterior_samples_have_its_moments():
+    mean, logvar = torch.full((20_000,), 2.0), torch.full((20_000,), float(np.log(0.25)))
+    z = sample_posterior(mean, logvar, torch.randn(20_000, generator=torch.Generator().manual_seed(0)), 3.0)
+    assert float(z.mean()) == pytest.approx(6.0, abs=0.05)
+    assert float(z.std()) == pytest.approx(1.5, abs=0.05)
+
+
+def test_parts_are_kept_made_again_and_guarded(project, tmp_path):
+    copy = tmp_path / "latents"
+    shutil.copytree(project.latents, copy)
+    part = copy / "latents-00000.h5"
+    before = sha256(part)
+
+    def again():
+        return prepare(project.params, project.shards, project.vae, project.clap, copy)
+
+    assert again()["written"] == 0
+    part.unlink()
+    with pytest.raises(DataError, match="missing"):
+        LatentReader(copy)
+    assert again()["written"] == 1
+    assert sha256(part) == before  # equal inputs, equal bytes
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(bytes(data))
+    reader = LatentReader(copy)
+    with pytest.raises(DataError, match="cannot be read"):
+        for row in range(len(reader)):
+            reader.posterior(row)
+            reader.embedding(row, "audio")
+            reader.embedding(row, "text")
+
+
+def test_latents_of_other_models_are_refused(project):
+    reader, shards = LatentReader(project.latents), ShardReader(project.shards)
+    reader.check(shards, project.vae, project.clap, project.params)
+    with pytest.raises(DataError, match="its vae was"):
+        reader.check(shards, project.vocoder, project.clap, project.params)

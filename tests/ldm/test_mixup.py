@@ -1,0 +1,166 @@
+"""Mixup: who is mixed with whom, and what comes of it."""
+
+import numpy as np
+import pytest
+import torch
+from stages.vocoder.model import load_vocoder
+from torch.nn import functional as F
+
+from stages.clap.model import load_clap
+from stages.data.shards import ShardReader
+from stages.errors import DataError
+from stages.ldm.latents import LatentReader, sample_posterior
+from stages.ldm.mixup import Bank, Mix, Mixer, Pairs, _noise
+from stages.vae.model import load_vae
+from tests.ldm.toy import toy_params
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def parts(project):
+    return {
+        "latents": LatentReader(project.latents), "shards": ShardReader(project.shards),
+        "vae": load_vae(project.vae), "vocoder": load_vocoder(project.vocoder), "clap": load_clap(project.clap),
+    }  # fmt: skip
+
+
+def make_mixer(parts, **ldm):
+    params = toy_params(**ldm)
+    return Mixer(Pairs(parts["latents"], parts["shards"], params), **parts, params=params)
+
+
+class Chosen:
+    """Pairs that are given, in the order of the numbers."""
+
+    def __init__(self, *mixes):
+        self.mixes = mixes
+
+    def draw(self, seed):
+        return self.mixes[seed[-1]]
+
+
+def row_of(parts, name, on_downbeat=True, nth=0):
+    rows = [i for i, w in enumerate(parts["latents"].windows)
+            if parts["shards"].tracks[w.track].id == name and w.on_downbeat == on_downbeat]  # fmt: skip
+    return rows[nth]
+
+
+def drawn(parts, scheme, count=300):
+    pairs = Pairs(parts["latents"], parts["shards"], toy_params(mixup=scheme))
+    mixes = [pairs.draw([0, 0, number]) for number in range(count)]
+    windows, tracks = parts["latents"].windows, parts["shards"].tracks
+    sides = [(windows[mix.first], windows[mix.second]) for mix in mixes]
+    return mixes, sides, {frozenset((tracks[a.track].id, tracks[b.track].id)) for a, b in sides}
+
+
+@pytest.mark.parametrize("scheme", ["bam", "blm"])
+def test_aligned_pairs_share_tempo_and_start_on_downbeats(parts, scheme):
+    mixes, sides, names = drawn(parts, scheme)
+    # 120 and 121 BPM are within 3%; click_far is not, the excerpts of recording a never meet, nor held-out tracks
+    assert names == {
+        frozenset(pair)
+        for pair in [("click-a", "click-b"), ("click-a", "click-c"), ("click-b", "click-c"),
+                     ("click-a-again", "click-b"), ("click-a-again", "click-c")]
+    }  # fmt: skip
+    assert all(a.on_downbeat and b.on_downbeat for a, b in sides)
+    weights = np.array([mix.weight for mix in mixes])
+    assert weights.mean() == pytest.approx(0.5, abs=0.03)
+    assert weights.var() == pytest.approx(1 / 44, abs=0.006)  # of Beta(5, 5)
+    assert len({mix.first for mix in mixes}) == 4 + 3 + 3 + 3  # every downbeat of every track with partners
+
+
+def test_simple_pairs_are_any_windows_of_other_recordings(parts):
+    _, sides, names = drawn(parts, "simple", 1500)
+    assert len(names) == 9 * 8 / 2 - 1
+    assert frozenset(("click-a", "click-a-again")) not in names
+    assert frozenset(("click-far", "flare-cave-theme")) in names
+    assert any(not a.on_downbeat for a, _ in sides)
+
+
+def test_no_partners_is_an_error(parts):
+    params = toy_params(mixup="blm")
+    strict = params.model_copy(update={"tempo": params.tempo.model_copy(update={"min_downbeats": 50})})
+    with pytest.raises(DataError, match="No two training tracks"):
+        Pairs(parts["latents"], parts["shards"], strict)
+
+
+def test_blm_with_weight_one_is_the_first_latent(parts):
+    first, second = row_of(parts, "click-a"), row_of(parts, "click-b")
+    mixer = make_mixer(parts, mixup="blm")
+    mixer.pairs = Chosen(Mix(first, second, 1.0), Mix(first, second, 0.25))
+    z, condition = mixer.make([0, 1], 0, CPU)
+    posteriors = [parts["latents"].posterior(row) for row in (first, second)]
+    alone = sample_posterior(*posteriors[0], _noise([0, 0, 0], mixer.params.latent_shape)[0], 1.5)
+    torch.testing.assert_close(z[0], alone)
+    noise = _noise([0, 0, 1], mixer.params.latent_shape)
+    sides = [1.5 * (mean + (logvar / 2).exp() * n) for (mean, logvar), n in zip(posteriors, noise, strict=True)]
+    torch.testing.assert_close(z[1], 0.25 * sides[0] + 0.75 * sides[1])
+    audio = parts["vocoder"](parts["vae"].decode(z / 1.5))
+    assert audio.shape == (2, mixer.params.audio.clip_samples)  # to the sample, nothing padded
+    torch.testing.assert_close(condition, parts["clap"].embed_audio(audio, 16_000))
+
+
+def onsets(audio):
+    """First samples of bursts in (L,)."""
+    loud = np.flatnonzero(np.abs(audio) > 0.02)
+    return loud[np.diff(loud, prepend=-10_000) > 2000]
+
+
+def test_bam_lays_clicks_on_clicks(parts):
+    first, second = row_of(parts, "click-a", nth=1), row_of(parts, "click-b")
+    mixer = make_mixer(parts, mixup="bam")
+    mixed = mixer.mix_audio([Mix(first, second, 0.5)], torch.tensor([0.5]))[0].numpy()
+    grid = np.arange(6) * 8000  # 120 BPM from the first sample on
+    assert len(onsets(mixed)) == 6
+    assert np.abs(onsets(mixed) - grid).max() <= mixer.params.mel.hop_length
+    spectrum = np.abs(np.fft.rfft(mixed[:160]))  # 100 Hz a bin: both clicks are in the first burst
+    assert set(np.argsort(spectrum)[-2:]) == {10, 30}
+    unaligned = row_of(parts, "click-b", on_downbeat=False, nth=1)
+    apart = mixer.mix_audio([Mix(first, unaligned, 0.5)], torch.tensor([0.5]))[0].numpy()
+    assert len(onsets(apart)) > 6  # so the test can fail
+
+
+def test_bam_trains_on_the_encoded_mix(parts):
+    first, second = row_of(parts, "click-a"), row_of(parts, "click-c")
+    mixer = make_mixer(parts, mixup="bam")
+    mixer.pairs = Chosen(Mix(first, second, 0.3))
+    z, condition = mixer.make([0], 0, CPU)
+    sides = [mixer._clip(row) for row in (first, second)]
+    audio = torch.from_numpy(0.3 * sides[0] + 0.7 * sides[1])[None].float()
+    mean, logvar = parts["vae"].encode(mixer.mel(audio))
+    noise = _noise([0, 0, 0], mixer.params.latent_shape)[0]
+    torch.testing.assert_close(z, 1.5 * (mean + (logvar / 2).exp() * noise), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(condition, parts["clap"].embed_audio(audio, 16_000), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["simple", "bam", "blm"])
+def test_text_conditions_are_interpolated_and_normalised(parts, scheme):
+    mixer = make_mixer(parts, mixup=scheme, condition="text")
+    z, condition = mixer.make([5, 6], 0, CPU)
+    mix = mixer.pairs.draw([0, 0, 6])
+    sides = [parts["latents"].embedding(row, "text") for row in (mix.first, mix.second)]
+    wanted = F.normalize(mix.weight * sides[0] + (1 - mix.weight) * sides[1], dim=0)
+    torch.testing.assert_close(condition[1], wanted)
+    torch.testing.assert_close(condition.norm(dim=-1), torch.ones(2))
+    assert z.shape == (2, *mixer.params.latent_shape)
+
+
+def test_bank_slides_and_depends_on_the_step_alone(parts):
+    mixer = make_mixer(parts, mixup="blm", condition="text")
+    made = []
+    real = mixer.make
+    mixer.make = lambda numbers, rank, device: made.extend(numbers) or real(numbers, rank, device)
+    bank, size, uses = Bank(mixer, per_step=2.0), 8, 4
+    for step in range(41):
+        torch.manual_seed(step)
+        z, condition = bank.draw(step, 2, 0, CPU)
+    assert made == list(range(20 + size))  # each clip once: 40 steps x 2 draws / 4 uses, and the bank itself
+    assert uses == 40 * 2 / 20
+    fresh = Bank(mixer, per_step=2.0)
+    torch.manual_seed(40)
+    again = fresh.draw(40, 2, 0, CPU)
+    assert torch.equal(again[0], z)
+    assert torch.equal(again[1], condition)
+    held = {number for index in fresh._chunks for number in range(index * 4, index * 4 + 4)}
+    assert held == set(range(20, 28))
