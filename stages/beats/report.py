@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ def write_clicks_of(track_id: str, manifest: Manifest, folder: Path) -> tuple[Pa
     rhythms = {found.id: found for found in read_rhythms(folder / BEATS)}
     audio = {track.id: manifest.audio_path(track) for track in manifest.tracks}
     if track_id not in rhythms or track_id not in audio:
-        raise DataError(f"There is no track {track_id} in {folder / BEATS}.", "Its ids are those of the manifest.")
+        near = ", ".join(get_close_matches(track_id, rhythms, cutoff=0.3))
+        raise DataError(f"There is no track {track_id} in {folder / BEATS}.", f"The nearest ids: {near or 'none'}.")
     return write_clicks(audio[track_id], rhythms[track_id], folder / "listen")
 
 

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from musicldm_cli.app import app
 from stages import params
 from stages.audio import io
 from stages.beats import report, track
 from stages.beats.tempo import Rhythm
-from stages.data.manifest import Manifest, Track
-from stages.errors import DataError
+from stages.data.manifest import Manifest, Track, write_manifest
+from stages.errors import DataError, UsageError
 from stages.evaluate.beats import score
+from stages.store import write_json
 from tests.beats.conftest import click_track
 
 DEMO = Path(__file__).parents[2] / "data/demo"
@@ -123,6 +126,28 @@ def test_two_files_of_one_name_are_refused(tmp_path):
         track.track_audio(tmp_path, tmp_path / "out", params.Beats())
     with pytest.raises(DataError, match="no audio"):
         track.track_audio(tmp_path / "nowhere", tmp_path / "out", params.Beats())
+
+
+def test_the_command_tracks_a_manifest_and_mixes_clicks(collection, tmp_path):
+    folder = tmp_path / "work/manifest"
+    write_manifest(folder / "manifest.csv", collection.tracks)
+    write_json(folder / "manifest.json", {"schema": 1, "root": str(collection.root)})
+    tiny = tmp_path / "params.yaml"
+    tiny.write_text("preset: tiny\n")
+    words = ["--json", "--params", str(tiny), "--work", str(tmp_path / "work"), "prep", "beats"]
+
+    def invoke(*more: str) -> dict:
+        done = CliRunner().invoke(app, [*words, *more], catch_exceptions=False)
+        return json.loads(done.stdout)
+
+    made = invoke("--report", "--jobs", "1")
+    assert made["tracks"] == 4
+    assert made["tracked"] >= 2
+    assert [Path(path).name for path in made["paths"]] == ["beats.jsonl", "report.html"]
+    assert all(Path(path).stat().st_size for path in made["paths"])
+    assert [Path(path).name for path in invoke("--listen", "loud")["paths"]] == ["loud.wav", "loud.png"]
+    with pytest.raises(UsageError, match="--audio goes without"):
+        invoke("--audio", str(collection.root), "--report")
 
 
 def test_the_commands_track_files_and_score_them(collection, tmp_path):
