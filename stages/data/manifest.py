@@ -215,7 +215,7 @@ def _describe(
         except UnicodeEncodeError:
             rejected.append(Rejected(os.fsencode(path).decode("ascii", "backslashreplace"), "its name is not UTF-8"))
         except DataError as error:
-            rejected.append(Rejected(path, error.message))
+            rejected.append(Rejected(path, _reason(source / path, error)))
         else:
             if text["caption"]:
                 texts[path] = text
@@ -267,10 +267,15 @@ def _scan_file(source: Path, path: str) -> _Scan | Rejected:
     try:
         samples, rate, digest = io.scan(source / path)
     except DataError as error:
-        return Rejected(path, error.message)
+        return Rejected(path, _reason(source / path, error))
     if samples < MIN_SECONDS * rate:
         return Rejected(path, f"is {samples / rate:.3f} s long, less than {MIN_SECONDS:g} s")
     return _Scan(path, round(samples / rate, 6), rate, digest)
+
+
+def _reason(path: Path, error: DataError) -> str:
+    """The message without the path, which has a column of its own."""
+    return error.message.removeprefix(str(path)).strip()
 
 
 def _tracks(scanned: list[_Scan], texts: Mapping[str, tables.Row], settings: params.Manifest) -> tuple[Track, ...]:

@@ -5,6 +5,7 @@ import stat
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def noise(seconds: float = 5.0, channels: int = 1, rate: int = RATE) -> np.ndarr
     return (np.random.default_rng(0).standard_normal((round(seconds * rate), channels)) * 0.1).astype(np.float32)
 
 
-def save(path: Path, samples: np.ndarray, rate: int = RATE, **kwargs: str) -> Path:
+def save(path: Path, samples: np.ndarray, rate: int = RATE, **kwargs: Any) -> Path:
     if path.suffix == ".opus":
         kwargs = {"format": "OGG", "subtype": "OPUS"}
     soundfile.write(path, samples, rate, **kwargs)
@@ -51,6 +52,15 @@ def test_an_mp3_of_variable_rate_without_its_header_is_refused(tmp_path: Path) -
         assert file.frames < 0.5 * 5 * 44_100, "libsndfile has learned to read this: the check can go"
     with pytest.raises(DataError, match="variable bit rate"):
         io.read(bare)
+
+
+def test_an_mp3_of_constant_rate_without_its_header_is_read_to_its_end(tmp_path: Path) -> None:
+    data = save(tmp_path / "a.mp3", noise(), bitrate_mode="CONSTANT", compression_level=0.5).read_bytes()
+    bare = tmp_path / "bare.mp3"
+    bare.write_bytes(data[data.index(data[:2], 4) :] + bytes(1000))  # as a tag at the end, it makes the guess too long
+    with soundfile.SoundFile(bare) as file:
+        assert file.frames > 5 * RATE + 576
+    assert len(io.read(bare)[0]) == pytest.approx(5 * RATE, abs=3 * 576)
 
 
 def bad_files(folder: Path) -> dict[str, Path]:
