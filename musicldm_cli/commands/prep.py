@@ -200,6 +200,33 @@ def shards(
 
 
 @app.command()
+def latents(
+    context: typer.Context,
+    shards: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of `prep shards`.")] = None,
+    vae: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of `train vae`.")] = None,
+    clap: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of `train clap`.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the latents go.")] = None,
+    override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one key.")] = None,
+) -> None:
+    """Encode windows on downbeats and on a grid by VAE and CLAP, for the diffusion model to train on.
+
+    What was made of the same shard by the same models is kept, so a run that was stopped goes on.
+    """
+    found = session(context)
+    params, layout = found.params(override), found.layout
+    from stages.ldm.latents import prepare
+
+    out = out or layout.latents
+    with found.output.progress() as progress:
+        made = prepare(params, shards or layout.shards, vae or layout.vae, clap or layout.clap, out, progress)
+    text = (
+        f"{made['windows']} windows ({made['bytes'] / 1e6:.1f} MB) are in {made['parts']} parts of {out}, "
+        f"{made['written']} of them written now."
+    )
+    found.output.result(text, [out], **made)
+
+
+@app.command()
 def verify(
     context: typer.Context,
     folder: Annotated[Path | None, typer.Argument(help="A folder of shards; default the work folder's.")] = None,

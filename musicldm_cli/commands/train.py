@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -113,6 +114,89 @@ def vocoder(
     with found.output.progress() as progress:
         history = train_vocoder(
             params, shards or found.layout.shards, out, found.layout.checkpoints, vae=vae or found.layout.vae,
+            resume=resume, progress=progress, log=found.output.say, warn=found.output.say,
+        )  # fmt: skip
+    show(found, history, out)
+
+
+@app.command()
+def clap(
+    context: typer.Context,
+    shards: Shards = None,
+    out: Out = None,
+    resume: Resume = None,
+    preset: Preset = None,
+    override: Override = None,
+) -> None:
+    """Train the shared space of text and sound (contrastive loss between clips and captions).
+
+    Start from a trained one with -S clap.init_from=DIR or a hub id. Ends with retrieval among all tracks of
+    the valid split, also in the model's card.
+    """
+    found = session(context)
+    params = found.params(override, preset)
+    from stages.clap.train import train_clap
+
+    out = out or found.layout.clap
+    with found.output.progress() as progress:
+        history = train_clap(
+            params, shards or found.layout.shards, out, found.layout.checkpoints,
+            resume=resume, progress=progress, log=found.output.say, warn=found.output.say,
+        )  # fmt: skip
+    show(found, history, out)
+
+
+@app.command()
+def ldm(
+    context: typer.Context,
+    latents: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of `prep latents`.")] = None,
+    shards: Shards = None,
+    clap: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of `train clap`.")] = None,
+    vae: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of `train vae`.")] = None,
+    vocoder: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of `train vocoder`.")] = None,
+    mixup: Annotated[
+        Literal["none", "simple", "bam", "blm"] | None,
+        typer.Option(help="Mix clips: any two, or beat-synchronous audio or latents; default ldm.mixup."),
+    ] = None,
+    condition: Annotated[
+        Literal["audio", "text"] | None,
+        typer.Option(help="Train on CLAP's embedding of the clip, or of its caption; default ldm.condition."),
+    ] = None,
+    init_from: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Go on from the weights of this pipeline folder.")
+    ] = None,
+    mixup_preview: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Only write N mixed pairs as sound and pictures to --out.")
+    ] = None,
+    out: Out = None,
+    resume: Resume = None,
+    preset: Preset = None,
+    override: Override = None,
+) -> None:
+    """Train the latent diffusion model, and put the whole text-to-music pipeline into one folder.
+
+    The paper's text-finetune: `musicldm train ldm --condition text --init-from work/models/ldm --out DIR`.
+    """
+    found, layout = session(context), session(context).layout
+    chosen = {"ldm.mixup": mixup, "ldm.condition": condition, "ldm.init_from": init_from}
+    keys = [f"{key}={json.dumps(str(value))}" for key, value in chosen.items() if value is not None]
+    params = found.params([*(override or []), *keys], preset)
+    folders = (
+        latents or layout.latents, shards or layout.shards, clap or layout.clap, vae or layout.vae,
+        vocoder or layout.vocoder,
+    )  # fmt: skip
+    if mixup_preview is not None:
+        from stages.ldm.preview import write_preview
+
+        paths = write_preview(params, *folders, out or layout.work / "mixup", mixup_preview)
+        found.output.result("\n".join(map(str, paths)), paths, pairs=mixup_preview)
+        return
+    from stages.ldm.train import train_ldm
+
+    out = out or layout.ldm
+    with found.output.progress() as progress:
+        history = train_ldm(
+            params, *folders, out, layout.checkpoints,
             resume=resume, progress=progress, log=found.output.say, warn=found.output.say,
         )  # fmt: skip
     show(found, history, out)

@@ -160,8 +160,9 @@ def train_clap(
     limit_scales(task.clap)
     if is_main_process():
         with averaged_weights(task.state):
-            losses = history.valid | whole_split(task)
-            save(task.clap.eval(), out, {"data_digest": reader.digest, "steps": history.steps, "losses": losses})
+            history.figures |= whole_split(task)
+            card = {"data_digest": reader.digest, "steps": history.steps, "losses": history.valid, **history.figures}
+            save(task.clap.eval(), out, card)
     return history
 
 
@@ -175,7 +176,7 @@ def save(clap: Clap, out: Path, card: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def whole_split(task: ClapTask) -> dict[str, float]:
+def whole_split(task: ClapTask) -> dict[str, Any]:
     """Retrieval among all tracks of the valid split, one clip each, by `embed_audio` and `embed_text`.
 
     `retrieval_tracks` is their number, without which no recall means anything; {} without a valid split.
@@ -189,4 +190,4 @@ def whole_split(task: ClapTask) -> dict[str, float]:
         audio.append(clap.embed_audio(clip["audio"][None], task.sample_rate))
         text.append(clap.embed_text([task.tracks[clip["track"]].caption]))
     figures = {name: float(value) for name, value in retrieval(torch.cat(audio), torch.cat(text)).items()}
-    return figures | {"retrieval_tracks": len(clips)}
+    return {"retrieval": figures, "retrieval_tracks": len(clips)}

@@ -90,14 +90,14 @@ def prepare(
             _write_part(path, key, reader, tracks, encoder, progress, f"Latents {number + 1}/{len(index.shards)}")
             written += 1
         with h5py.File(path, "r", locking=False) as file:
-            windows = len(file["start"])
+            windows, shape, width = len(file["start"]), file["mean"].shape[1:], file["audio"].shape[1]
         rows.append({"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path), "key": key,
                      "windows": windows, "first_track": first})  # fmt: skip
         first += len(shard.tracks)
     for stale in set(out.glob("latents-*.h5")) - {out / row["file"] for row in rows}:
         stale.unlink()
     head = {"schema": SCHEMA, "shards": reader.digest, **made_by, "scale": load_vae(vae).scale}
-    write_json(out / INDEX, head | {"latent_shape": list(params.latent_shape), "parts": rows})
+    write_json(out / INDEX, head | {"latent_shape": shape, "condition_dim": width, "parts": rows})
     total = sum(row["windows"] for row in rows)
     return {"parts": len(rows), "written": written, "windows": total, "bytes": sum(row["bytes"] for row in rows)}
 
@@ -109,6 +109,8 @@ class _Encoder:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.vae, self.clap, self.params = vae.to(device), clap.to(device), params
         self.mel, self.device = clip_mel(vae.params).to(device), device
+        self.latent_shape = vae.params.model_copy(update={"audio": params.audio}).latent_shape
+        self.width = clap.params.clap.projection_dim
 
     @torch.no_grad()
     def __call__(self, clips: NDArray[np.float32], captions: list[str]) -> dict[str, NDArray[Any]]:
@@ -132,7 +134,7 @@ def _write_part(
         if shards.tracks[track].split in SPLITS
         for window in choose_windows(track, shards.tracks[track], shards.downbeats(track), params)
     ]
-    shape, width, size = params.latent_shape, params.clap.projection_dim, params.latents.batch_size
+    shape, width, size = encoder.latent_shape, encoder.width, params.latents.batch_size
     with atomic_file(path) as temporary, h5py.File(temporary, "w", libver=("v110", "v110")) as file:
         layout: dict[str, tuple[tuple[int, ...], str]] = {
             "mean": (shape, "f2"), "logvar": (shape, "f2"), "audio": ((width,), "f4"), "text": ((width,), "f4"),
@@ -200,7 +202,8 @@ class LatentReader:
     def check(self, shards: ShardReader, vae: Path, clap: Path, params: Params) -> None:
         """Raises DataError when the latents were made of other shards, by other models or with other params."""
         now = {"shards": shards.digest, "vae": model_digest(vae), "clap": model_digest(clap),
-               "params_digest": params.digest("audio", "latents")}  # fmt: skip
+               "params_digest": params.digest("audio", "latents"), "latent_shape": list(params.latent_shape),
+               "condition_dim": params.clap.projection_dim}  # fmt: skip
         for name, digest in now.items():
             if self.index[name] != digest:
                 raise DataError(

@@ -147,12 +147,12 @@ class Mixer:
     def mix_audio(self, mixes: list[Mix], weight: Tensor) -> Tensor:
         """weight (n,) -> x (n, clip_samples); both sides normalised before they are mixed."""
         sides = [
-            torch.from_numpy(np.stack([self._clip(row) for row in rows])).to(weight.device)
+            torch.from_numpy(np.stack([self.clip(row) for row in rows])).to(weight.device)
             for rows in zip(*((mix.first, mix.second) for mix in mixes), strict=True)
         ]
         return torch.lerp(sides[1], sides[0], weight[:, None])
 
-    def _clip(self, row: int) -> np.ndarray:
+    def clip(self, row: int) -> np.ndarray:
         window = self.latents.windows[row]
         return read_clip(self.shards, window.track, window.start, self.params)
 

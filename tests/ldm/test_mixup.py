@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from stages.vocoder.model import load_vocoder
 from torch.nn import functional as F
 
 from stages.clap.model import load_clap
@@ -12,6 +11,7 @@ from stages.errors import DataError
 from stages.ldm.latents import LatentReader, sample_posterior
 from stages.ldm.mixup import Bank, Mix, Mixer, Pairs, _noise
 from stages.vae.model import load_vae
+from stages.vocoder.model import load_vocoder
 from tests.ldm.toy import toy_params
 
 CPU = torch.device("cpu")
@@ -126,7 +126,7 @@ def test_bam_trains_on_the_encoded_mix(parts):
     mixer = make_mixer(parts, mixup="bam")
     mixer.pairs = Chosen(Mix(first, second, 0.3))
     z, condition = mixer.make([0], 0, CPU)
-    sides = [mixer._clip(row) for row in (first, second)]
+    sides = [mixer.clip(row) for row in (first, second)]
     audio = torch.from_numpy(0.3 * sides[0] + 0.7 * sides[1])[None].float()
     mean, logvar = parts["vae"].encode(mixer.mel(audio))
     noise = _noise([0, 0, 0], mixer.params.latent_shape)[0]

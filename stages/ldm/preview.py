@@ -1,0 +1,71 @@
+"""Mixed pairs to listen to and look at: do the beats of both sides really meet?"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stages.audio import io
+from stages.errors import UsageError
+from stages.ldm.mixup import Mix, Mixer
+from stages.ldm.train import build_task
+from stages.params import Params
+from stages.store import atomic_file
+
+SIDES = ("first", "second")
+
+
+def write_preview(
+    params: Params, latents: Path, shards: Path, clap: Path, vae: Path, vocoder: Path, out: Path, count: int
+) -> list[Path]:
+    """Write `count` mixed clips as mixup-NN.wav, each with a picture of both sides' downbeats and waveforms.
+
+    What is heard is what the model is conditioned on: the mixed audio, or for BLM the decoded and vocoded
+    latent. Raises UsageError for `ldm.mixup: none`.
+    """
+    mixer = build_task(params, latents, shards, clap, vae, vocoder).mixer
+    if mixer is None:
+        raise UsageError("There is nothing to preview with ldm.mixup none.", "Choose --mixup simple, bam or blm.")
+    paths = []
+    for number in range(count):
+        mix = mixer.pairs.draw([mixer.seed, 0, number])
+        weight = torch.tensor([mix.weight])
+        if params.ldm.mixup == "blm":
+            z, _ = mixer.make([number], 0, torch.device("cpu"))
+            audio = mixer.render(z)[0].numpy()
+        else:
+            audio = mixer.mix_audio([mix], weight)[0].numpy()
+        wav = out / f"mixup-{number:02d}.wav"
+        wav.parent.mkdir(parents=True, exist_ok=True)
+        io.write(wav, audio, params.audio.sample_rate)
+        _draw(mixer, mix, audio, wav.with_suffix(".png"))
+        paths += [wav, wav.with_suffix(".png")]
+    return paths
+
+
+def _draw(mixer: Mixer, mix: Mix, audio: np.ndarray, path: Path) -> None:
+    """Waveforms of both sides and of the mix, over the clip's seconds, with each side's beats and downbeats."""
+    from matplotlib.figure import Figure
+
+    rate = mixer.params.audio.sample_rate
+    seconds = np.arange(len(audio)) / rate
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    axes = figure.subplots(3, sharex=True)
+    for axis, side, row, weight in zip(
+        axes, SIDES, (mix.first, mix.second), (mix.weight, 1 - mix.weight), strict=False
+    ):
+        window = mixer.latents.windows[row]
+        info = mixer.shards.tracks[window.track]
+        axis.plot(seconds, mixer.clip(row), linewidth=0.3)
+        tempo = "no tempo" if info.tempo_bpm is None else f"{info.tempo_bpm:.1f} BPM"
+        axis.set_title(f"{side}: {info.id} from {window.start / rate:.2f} s, {tempo}, weight {weight:.2f}")
+        for times, style in ((mixer.shards.beats(window.track), ":"), (mixer.shards.downbeats(window.track), "-")):
+            for time in times - window.start / rate:
+                if -0.01 <= time <= seconds[-1]:
+                    for shown in (axis, axes[2]):
+                        shown.axvline(time, linestyle=style, linewidth=0.8, color="C1" if side == "first" else "C2")
+    axes[2].plot(seconds, audio, linewidth=0.3, color="C0")
+    axes[2].set_title(f"mixed by {mixer.params.ldm.mixup}; first side's beats orange, second's green")
+    axes[2].set_xlabel("seconds")
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=110)

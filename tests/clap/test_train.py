@@ -1,0 +1,84 @@
+"""CLAP's training on real clips: one clip a track, learning, exact resume, and gradients over two processes."""
+
+import socket
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from stages.clap.model import load_clap
+from stages.clap.train import ClapTask, contrastive_loss, gather, train_clap
+from stages.data.dataset import StepBatches
+from stages.data.shards import ShardReader, write_shards
+from stages.params import resolve
+from stages.store import model_card
+from tests.ldm.toy import TOY, write_collection
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    work = tmp_path_factory.mktemp("clap")
+    write_collection(work)
+    write_shards(work / "audio/manifest.csv", work / "beats.jsonl", work / "captions.jsonl", work / "shards", params(1))
+    return work / "shards"
+
+
+def params(steps):
+    training = {"steps": steps, "batch_size": 8, "warmup_steps": 0, "workers": 0, "valid_every": 20}
+    return resolve({**TOY, "clap": {**TOY["clap"], "train": training}})
+
+
+def test_a_batch_holds_one_clip_of_a_track(shards):
+    task = ClapTask(ShardReader(shards), params(1))
+    assert len(task.dataset) == 9  # training tracks
+    batch = StepBatches(len(task.dataset), 8, 1).global_batch(0)
+    assert len({task.dataset[draw]["track"] for draw in batch}) == 8
+    assert len({float(task.dataset[0, seed]["audio"].abs().sum()) for seed in range(6)}) > 1  # other clips of it
+
+
+def test_every_weight_takes_part(shards):
+    """Else several processes would wait for a gradient that never comes."""
+    task = ClapTask(ShardReader(shards), params(1))
+    batch = torch.utils.data.default_collate([task.dataset[i, 0] for i in range(3)])
+    task.step(batch, 0, lambda _name, loss: loss.backward())
+    assert [name for name, p in task.clap.named_parameters() if p.grad is None] == []
+
+
+def test_training_learns_and_is_saved(shards, tmp_path):
+    history = train_clap(params(30), shards, tmp_path / "clap", tmp_path / "checkpoints")
+    assert history.losses["loss"] < 1.8  # chance is log 8 = 2.08
+    card = model_card(tmp_path / "clap", "clap")
+    assert card["retrieval_tracks"] == 1
+    assert card["retrieval"]["audio_to_text_r1"] == 1.0
+    assert load_clap(tmp_path / "clap").embed_text(["music like click a"]).shape == (1, 64)
+
+
+def features(scale):
+    torch.manual_seed(0)
+    return nn.Linear(6, 4), torch.randn(8, 6) * scale, torch.randn(8, 4)
+
+
+def loss_of(audio, text):
+    return contrastive_loss(F.normalize(audio, dim=-1), F.normalize(text, dim=-1), torch.tensor(5.0), torch.tensor(5.0))
+
+
+def one_of_two(rank, port, out):
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    network, x, text = features(1.0)
+    network, mine = nn.parallel.DistributedDataParallel(network), slice(4 * rank, 4 * rank + 4)
+    loss_of(gather(network(x[mine])), gather(text[mine])).backward()
+    torch.save(network.module.weight.grad, f"{out}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradient_of_the_whole_batch(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(one_of_two, (port, str(tmp_path)), nprocs=2)
+    network, x, text = features(1.0)
+    loss_of(network(x), text).backward()
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt", weights_only=True), network.weight.grad)
