@@ -80,9 +80,9 @@ def normalise(samples: NDArray[np.int16], peak: float) -> NDArray[np.float32]:
 
     What stays within one step of 16-bit sound around its mean is silence, and becomes zeros.
     """
-    centred = samples.astype(np.float64) - samples.mean(dtype=np.float64)
+    centred = samples.astype(np.float32) - np.float32(samples.mean(dtype=np.float64))
     largest = np.abs(centred).max()
-    return (centred * (peak / largest if largest > 1 else 0.0)).astype(np.float32)
+    return centred * np.float32(peak / largest if largest > 1 else 0.0)
 
 
 class StepBatches(Sampler[list[Draw]]):
