@@ -352,14 +352,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "vae": {
             "block_out_channels": [16, 32, 32, 32], "layers_per_block": 1, "latent_channels": 8,
-            "norm_num_groups": 8, "mid_attention": False, "segment_frames": 128, "kl_weight": 1e-3,
-            "adversarial_start": 100, "discriminator_channels": 8, "discriminator_layers": 2,
-            "train": {"steps": 150, "batch_size": 4, "learning_rate": 2e-3},
+            "norm_num_groups": 8, "mid_attention": False, "segment_frames": 64, "kl_weight": 1e-3,
+            "adversarial_start": 80, "discriminator_channels": 8, "discriminator_layers": 2,
+            "train": {"steps": 120, "batch_size": 4, "learning_rate": 2e-3},
         },
         "vocoder": {
             "initial_channels": 64, "resblock_kernel_sizes": [3, 7], "resblock_dilations": [1, 3],
-            "periods": [2, 3], "scales": 1, "discriminator_channels": 32, "adversarial_start": 200,
-            "train": {"steps": 300, "batch_size": 8, "learning_rate": 2e-3},
+            "periods": [2, 3], "scales": 1, "discriminator_channels": 32, "adversarial_start": 150,
+            "segment_frames": 32, "train": {"steps": 200, "batch_size": 4, "learning_rate": 2e-3},
         },
         "latents": {"downbeats_per_track": 8},
         "ldm": {

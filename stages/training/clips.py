@@ -1,11 +1,13 @@
 """The clips a training draws from shards, and fixed ones of a split to measure on."""
 
+import math
 from collections.abc import Sized
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from stages.audio.mel import MelSpectrogram
 from stages.data.dataset import ClipDataset, Draw
 from stages.data.shards import ShardReader
 from stages.params import Params
@@ -27,10 +29,26 @@ def spread(dataset: Sized, count: int) -> list[Draw]:
     return [(int(index), 0) for index in chosen]
 
 
-def random_segments(mel: Tensor, frames: int, generator: torch.Generator | None = None) -> tuple[Tensor, list[int]]:
-    """Cut `frames` frames out of each of the log-mels (B, T, F), anywhere, by a generator or torch's global one.
+def random_starts(clips: int, frames: int, of: int, generator: torch.Generator | None = None) -> list[int]:
+    """First frames of one segment for each clip of `of` frames, by a generator or torch's global one."""
+    starts: list[int] = torch.randint(of - frames + 1, (clips,), generator=generator).tolist()
+    return starts
 
-    Returns the segments (B, frames, F) and the first frame of each.
+
+def cut(values: Tensor, starts: list[int], length: int) -> Tensor:
+    """(B, N, ...) -> (B, length, ...), each row from its own start on."""
+    return torch.stack([row[start : start + length] for row, start in zip(values, starts, strict=True)])
+
+
+def mel_segments(front_end: MelSpectrogram, audio: Tensor, starts: list[int], frames: int) -> Tensor:
+    """The same as cutting `frames` frames from each clip's log-mel, computed from the sound around them only.
+
+    audio (B, L) -> (B, frames, F). At a segment's inner edges the clip's own sound goes on, at the clip's
+    ends it is reflected as in the whole clip's mel.
     """
-    starts = torch.randint(mel.shape[1] - frames + 1, (len(mel),), generator=generator).tolist()
-    return torch.stack([clip[start : start + frames] for clip, start in zip(mel, starts, strict=True)]), starts
+    hop = front_end.hop_length
+    context = math.ceil(front_end.n_fft / 2 / hop)
+    length = min(frames + 2 * context, audio.shape[1] // hop)
+    first = [min(max(start - context, 0), audio.shape[1] // hop - length) for start in starts]
+    around = front_end(cut(audio, [start * hop for start in first], length * hop))
+    return cut(around, [start - begin for start, begin in zip(starts, first, strict=True)], frames)

@@ -15,7 +15,7 @@ from stages.params import Params
 from stages.progress import Progress, silent
 from stages.store import model_folder
 from stages.training.checkpoint import training_identity
-from stages.training.clips import clips, clips_if_any, random_segments, spread
+from stages.training.clips import clips, clips_if_any, mel_segments, random_starts, spread
 from stages.training.devices import is_main_process
 from stages.training.loop import History, train
 from stages.training.state import Backward, averaged_weights, build_state, frozen
@@ -29,8 +29,8 @@ from stages.vae.losses import (
 )
 from stages.vae.model import FOLDER, Vae, build
 
-SCALE_CLIPS = 64  # of the train split, for the scale factor
-TEST_CLIPS = 64
+SCALE_CLIPS = 32  # of the train split, for the scale factor
+TEST_CLIPS = 32
 
 
 class Autoencoding(nn.Module):
@@ -65,8 +65,8 @@ class VaeTask:
 
     def step(self, batch: dict[str, Tensor], step: int, backward: Backward) -> dict[str, Tensor]:
         frames = self.params.vae.segment_frames or self.params.clip_frames
-        segments, _ = random_segments(self._mel(batch), frames)
-        image = as_image(segments)
+        starts = random_starts(len(batch["audio"]), frames, self.params.clip_frames)
+        image = as_image(mel_segments(self.mel.to(batch["audio"].device), batch["audio"], starts, frames))
         made, mean, logvar = self.state.modules["vae"](image)
         reconstruction, kl = vae_loss(image, made, mean, logvar, self.params.vae.kl_weight)
         losses = {"reconstruction": reconstruction, "kl": kl}
@@ -94,17 +94,13 @@ class VaeTask:
 
     def validate(self, batch: dict[str, Tensor], _generator: torch.Generator) -> dict[str, Tensor]:
         """L1 of the log-mel through the posterior's mean, and the KL term."""
-        image = as_image(self._mel(batch))
+        image = as_image(self.mel.to(batch["audio"].device)(batch["audio"]))
         made, mean, logvar = self.state.modules["vae"](image, sample=False)
         reconstruction, kl = vae_loss(image, made, mean, logvar, self.params.vae.kl_weight)
         return {"loss": reconstruction + kl, "log_mel_l1": reconstruction, "kl": kl}
 
     def track_id(self, track: int) -> str:
         return self.reader.tracks[track].id
-
-    def _mel(self, batch: dict[str, Tensor]) -> Tensor:
-        mel: Tensor = self.mel.to(batch["audio"].device)(batch["audio"])
-        return mel
 
 
 def as_image(mel: Tensor) -> Tensor:

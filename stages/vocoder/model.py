@@ -30,7 +30,11 @@ def build(params: Params) -> SpeechT5HifiGan:
         resblock_dilation_sizes=[list(vocoder.resblock_dilations)] * len(vocoder.resblock_kernel_sizes),
         normalize_before=False,
     )
-    return SpeechT5HifiGan(config)
+    network = SpeechT5HifiGan(config)
+    for module in network.modules():  # its own N(0, 0.01) puts narrow networks below the log's floor: no gradient
+        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
+            module.reset_parameters()
+    return network
 
 
 def remove_weight_norm(network: SpeechT5HifiGan) -> None:

@@ -15,7 +15,7 @@ from stages.params import Params
 from stages.progress import Progress, silent
 from stages.store import model_digest, model_folder
 from stages.training.checkpoint import training_identity
-from stages.training.clips import clips, clips_if_any, random_segments, spread
+from stages.training.clips import clips, clips_if_any, cut, mel_segments, random_starts, spread
 from stages.training.devices import is_main_process
 from stages.training.loop import History, train
 from stages.training.state import Backward, averaged_weights, build_state, frozen
@@ -23,7 +23,7 @@ from stages.vae.model import Vae, load_vae
 from stages.vocoder.discriminators import Discriminators, feature_loss, halves, judge_loss, maker_loss
 from stages.vocoder.model import FOLDER, Vocoder, build, exact_length, load_vocoder, remove_weight_norm
 
-TEST_CLIPS = 32
+TEST_CLIPS = 16
 
 
 class VocoderTask:
@@ -69,9 +69,12 @@ class VocoderTask:
     def _segments(self, audio: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Segments of the clips' mels (B, segment_frames, F), and the sound under them (B, frames * hop)."""
         frames, hop = self.params.vocoder.segment_frames, self.params.mel.hop_length
-        mel, starts = random_segments(self._input(audio), frames, generator)
-        first = (start * hop for start in starts)
-        return mel, torch.stack([clip[n : n + frames * hop] for clip, n in zip(audio, first, strict=True)])
+        starts = random_starts(len(audio), frames, self.params.clip_frames, generator)
+        if self.vae is None:
+            mel = mel_segments(self.mel.to(audio.device), audio, starts, frames)
+        else:
+            mel = cut(self._input(audio), starts, frames)
+        return mel, cut(audio, [start * hop for start in starts], frames * hop)
 
     def _input(self, audio: Tensor) -> Tensor:
         """What the generator is to hear clips (B, L) from: their mels, or the VAE's of them."""
