@@ -86,6 +86,8 @@ class Audio:
             if _is_headerless_mp3(self.path):
                 promised = 0  # libsndfile guesses from the bit rate, a few tenths of a second too long or short
             slack = 1152 if self.sample_rate >= 32_000 else 576  # some encoders count their header as a frame
+        elif self._file.format == "OGG":
+            slack = 2048  # one block: some encoders count from before the first sample
         if decoded < promised - slack:
             lost = (promised - decoded) / self.sample_rate
             raise DataError(f"{self.path} is truncated or damaged: {lost:.2f} s of its audio are missing.")

@@ -13,6 +13,7 @@ import soundfile
 import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mutagen.ogg import OggPage
 
 from stages.audio import io
 from stages.errors import DataError, MissingDependencyError
@@ -41,6 +42,17 @@ def test_a_truncated_file_is_an_error_and_the_whole_one_is_not(tmp_path: Path, s
     with pytest.raises(DataError, match=r"truncated|decoded|not audio") as caught:
         io.read(cut)
     assert str(cut) in caught.value.message
+
+
+def test_an_ogg_that_counts_from_before_its_first_sample_is_whole(tmp_path: Path) -> None:
+    path, pages = save(tmp_path / "a.ogg", noise()), []
+    with path.open("rb") as file:
+        while file.tell() < path.stat().st_size:
+            pages.append(OggPage(file))
+    pages[-1].position += 104  # as tracks in Debian's hyperrogue-music do
+    path.write_bytes(b"".join(page.write() for page in pages))
+    assert soundfile.info(path).frames == 5 * RATE + 104
+    assert len(io.read(path)[0]) in (5 * RATE, 5 * RATE + 104)
 
 
 def test_an_mp3_of_variable_rate_without_its_header_is_refused(tmp_path: Path) -> None:
