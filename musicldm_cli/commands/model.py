@@ -23,7 +23,7 @@ def list_models(
     found = session(context)
     root = folder or found.layout.models
     cards = {path.parent: model_card(path.parent) for path in sorted(root.glob(f"*/{CARD}"))}
-    lines = [f"{str(path):40}  {card['kind']:8}  {card.get('preset', '?')}" for path, card in cards.items()]
+    lines = [f"{path!s:40}  {card['kind']:8}  {card.get('preset', '?')}" for path, card in cards.items()]
     models = [{"path": str(path), "kind": card["kind"], "preset": card.get("preset")} for path, card in cards.items()]
     found.output.result("\n".join(lines) or f"There is no model below {root}.", list(cards), models=models)
 

@@ -39,9 +39,7 @@ class MelSpectrogram(nn.Module):
 
         self.n_fft, self.win_length, self.hop_length = n_fft, win_length, hop_length
         self.n_mels, self.floor, self.scale = n_mels, floor, scale
-        filters = mel_filter_bank(
-            n_fft // 2 + 1, n_mels, f_min, f_max, sample_rate, norm="slaney", mel_scale="slaney"
-        )
+        filters = mel_filter_bank(n_fft // 2 + 1, n_mels, f_min, f_max, sample_rate, norm="slaney", mel_scale="slaney")
         self.register_buffer("window", torch.hann_window(win_length), persistent=False)
         self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)  # (n_fft / 2 + 1, n_mels)
 
