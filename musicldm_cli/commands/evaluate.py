@@ -1,10 +1,161 @@
-"""`musicldm eval`."""
+"""`musicldm eval`: measure generated clips, and show them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from musicldm_cli.session import Session, session
+
+if TYPE_CHECKING:
+    pass
+
 app = typer.Typer(no_args_is_help=True, help="Measure quality, relevance and novelty.")
+
+Generated = Annotated[Path | None, typer.Argument(metavar="[GEN]", help="Folder of clips; default work/generated.")]
+Override = Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one parameter.")]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Default: a folder below work/metrics.")]
+ClapFolder = Annotated[
+    Path | None,
+    typer.Option("--clap", metavar="DIR", help="CLAP to measure with; default work/models/clap, else work/models/ldm."),
+]
 
 
 @app.callback()
 def group() -> None:
-    """Keep this a group even while it has one command."""
+    """Measure quality, relevance and novelty."""
+
+
+@app.command()
+def quality(
+    context: typer.Context,
+    generated: Generated = None,
+    reference: Annotated[
+        Path | None,
+        typer.Argument(metavar="[REF]", help="Folder of real clips; default the test split of work/shards."),
+    ] = None,
+    clap: ClapFolder = None,
+    out: Out = None,
+    override: Override = None,
+) -> None:
+    """FD, KID, IS and KL of generated clips against real ones, with 95% intervals.
+
+    The network is evaluate.backbone of params.yaml: musicnn (music tags, 200-d) or clap.
+    """
+    from stages.evaluate import run
+
+    found = session(context)
+    params, folder = found.params(override), out or found.layout.metrics / "quality"
+    with found.output.progress() as progress:
+        result = run.quality(
+            generated or found.layout.generated, reference, found.layout.shards, _clap(found, clap), params, folder,
+            progress,
+        )  # fmt: skip
+    keys = ("fd", "kid", "is_softmax", "kl_softmax", "kl_sigmoid")
+    lines = [_line(key, result[key]) for key in keys if result[key] is not None]
+    lines.append(f"backbone {result['backbone']}; {result['n_generated']} generated, {result['n_reference']} real")
+    _show(found, lines, [folder / run.METRICS], result)
+
+
+@app.command()
+def relevance(
+    context: typer.Context, generated: Generated = None, clap: ClapFolder = None, out: Out = None,
+    override: Override = None,
+) -> None:  # fmt: skip
+    """CLAP similarity of every clip with its prompt, beside the test set's own and the best training clip's."""
+    from stages.evaluate import run
+
+    found = session(context)
+    params, folder = found.params(override), out or found.layout.metrics / "relevance"
+    with found.output.progress() as progress:
+        result = run.relevance(
+            generated or found.layout.generated, found.layout.shards, _clap(found, clap), params, folder,
+            found.layout.metrics / "cache", progress,
+        )  # fmt: skip
+    keys = ("text_audio_similarity", "test_set_reference", "retrieval_max_reference")
+    lines = [_line(key, result[key]) for key in keys if result[key] is not None]
+    _show(found, lines, [folder / run.METRICS, folder / "prompts.csv"], result)
+
+
+@app.command()
+def novelty(
+    context: typer.Context,
+    generated: Generated = None,
+    fail_over: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE@SIM", help="Exit 7 when more than SHARE have a training clip this near."),
+    ] = None,
+    clap: ClapFolder = None,
+    out: Out = None,
+    override: Override = None,
+) -> None:
+    """The nearest training clip of every generated one, and the share that is suspiciously near (SIM_AA)."""
+    from stages.evaluate import run
+    from stages.evaluate.novelty import parse_gate
+
+    found = session(context)
+    gate = None if fail_over is None else parse_gate(fail_over)
+    params, folder = found.params(override), out or found.layout.metrics / "novelty"
+    with found.output.progress() as progress:
+        result = run.novelty(
+            generated or found.layout.generated, found.layout.shards, _clap(found, clap), params, folder,
+            found.layout.metrics / "cache", gate, progress,
+        )  # fmt: skip
+    lines = []
+    for row in ("generated", "held_out"):
+        lines += [_line(f"{row} {key}", value) for key, value in (result[row] or {}).items()]
+    _show(found, lines, [folder / run.METRICS, folder / "nearest.csv"], result)
+
+
+@app.command()
+def report(
+    context: typer.Context,
+    generated: Generated = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: work/report/report.html.")] = None,
+    clips: Annotated[int, typer.Option(min=1, max=64, help="How many clips to put in.")] = 16,
+    override: Override = None,
+) -> None:
+    """One HTML page without network: players, nearest training pairs, spectrograms, violins, metric tables."""
+    from stages.evaluate.report import write_report
+
+    found = session(context)
+    path = out or found.layout.report / "report.html"
+    shown = write_report(generated or found.layout.generated, found.layout, found.params(override), path, clips)
+    size = path.stat().st_size
+    found.output.result(f"{path}: {shown} clips, {size / 1e6:.1f} MB.", [path], clips=shown, bytes=size)
+
+
+@app.command()
+def beats(
+    context: typer.Context,
+    estimates: Annotated[Path, typer.Argument(help="A .beats file, or a folder of them.")],
+    references: Annotated[Path, typer.Argument(help="The true beats: .beats, CSV or JAMS, of the same names.")],
+) -> None:
+    """F-measure, CMLt, AMLt and Cemgil of tracked beats and downbeats; the first 5 s are dropped."""
+    from stages.evaluate.beats import evaluate_beats
+
+    found = session(context)
+    with found.output.progress() as progress:
+        scores = evaluate_beats(estimates, references, progress)
+    lines = [f"{'':10} {'F':>6} {'CMLt':>6} {'AMLt':>6} {'Cemgil':>6}      N"]
+    for name, count in (("beats", scores["n"]), ("downbeats", scores["n_downbeats"])):
+        values = (scores[name] or {}).values()
+        lines.append(f"{name:10} " + " ".join(f"{value:6.3f}" for value in values) + f" {count:6d}")
+    found.output.result("\n".join(lines), [], **scores)
+
+
+def _clap(found: Session, given: Path | None) -> Path:
+    if given is not None or found.layout.clap.exists() or not found.layout.ldm.exists():
+        return given or found.layout.clap
+    return found.layout.ldm
+
+
+def _line(name: str, figure: dict[str, Any]) -> str:
+    return f"{name:32} {figure['value']:9.4f}   [{figure['low']:.4f}, {figure['high']:.4f}]   n = {figure['n']}"
+
+
+def _show(found: Session, lines: list[str], paths: list[Path], result: dict[str, Any]) -> None:
+    lines += [f"Note: {warning}" for warning in result["warnings"]]
+    found.output.result("\n".join([*lines, *map(str, paths)]), paths, **result)

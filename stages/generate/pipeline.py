@@ -132,9 +132,8 @@ class Pipeline(nn.Module):
         """
         channels, _, bins = self.params.latent_shape
         frames = self.latent_frames(prompts[0].seconds)
-        generators = [
-            Generator().manual_seed((p.seed + k * CANDIDATE_STEP) % SEED_LIMIT) for p, k in zip(prompts, candidates, strict=True)
-        ]
+        seeds = [(p.seed + k * CANDIDATE_STEP) % SEED_LIMIT for p, k in zip(prompts, candidates, strict=True)]
+        generators = [Generator().manual_seed(seed) for seed in seeds]
         noise = normal((channels, frames, bins), generators).to(self.device)
         condition, weight = self.embed([p.prompt for p in prompts]), [p.guidance for p in prompts]
         predict = guided(self.ldm, condition, self._null(prompts), torch.tensor(weight, device=self.device))
@@ -154,9 +153,14 @@ class Pipeline(nn.Module):
 
     @torch.no_grad()
     def score(self, prompt: Prompt, waveforms: Tensor) -> Tensor:
-        """CLAP similarity (B,) of waveforms (B, L) with the prompt, in [-1, 1]."""
-        rate = self.params.audio.sample_rate
-        audio = torch.cat([self.clap.embed_audio(row[None], rate) for row in waveforms])
+        """CLAP similarity (B,) of waveforms (B, L) with the prompt, in [-1, 1].
+
+        CLAP hears them as it heard its training clips: mean removed, peak at audio.peak.
+        """
+        centred = waveforms - waveforms.mean(1, keepdim=True)
+        peaks = centred.abs().amax(1, keepdim=True).clamp(min=torch.finfo().tiny)
+        heard, rate = centred * (self.params.audio.peak / peaks), self.params.audio.sample_rate
+        audio = torch.cat([self.clap.embed_audio(row[None], rate) for row in heard])
         return (audio @ self.embed([prompt.prompt]).T)[:, 0]
 
     def best(self, prompt: Prompt, waveforms: Tensor) -> Clip:

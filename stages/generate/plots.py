@@ -1,4 +1,4 @@
-"""Spectrograms for people: log-mel in dB over seconds and hertz."""
+"""Pictures for people: spectrograms (log-mel in dB over seconds and hertz) and distributions."""
 
 import io
 import warnings
@@ -15,16 +15,16 @@ from stages.audio.mel import clip_mel
 from stages.params import Params
 from stages.store import atomic_file
 
-TICKS_HZ = (125, 250, 500, 1000, 2000, 4000, 8000, 16_000)
+TICKS_HZ = (0, 500, 1000, 2000, 4000, 8000, 16_000)
 RANGE_DB = 70.0  # below the clip's loudest bin all is drawn black
 DOTS_PER_INCH = 110
 
 
 def mel_decibels(waveform: Tensor, params: Params) -> NDArray[np.float32]:
-    """Waveform (L,) -> (T, n_mels) in dB of full scale, through the mel front-end the model is trained with."""
+    """Waveform (L,) -> (T, n_mels) in dB below its loudest bin, through the mel front-end the model is trained with."""
     with torch.no_grad():
         ln_magnitude = clip_mel(params)(waveform[None].float())[0]
-    return np.asarray(ln_magnitude * (20 / np.log(10)), dtype=np.float32)
+    return np.asarray((ln_magnitude - ln_magnitude.max()) * (20 / np.log(10)), dtype=np.float32)
 
 
 def draw_spectrogram(axes: Axes, waveform: Tensor, params: Params) -> None:
@@ -34,9 +34,8 @@ def draw_spectrogram(axes: Axes, waveform: Tensor, params: Params) -> None:
     decibels = mel_decibels(waveform, params)
     seconds = len(waveform) / params.audio.sample_rate
     low, high = (hertz_to_mel(f, "slaney") for f in (params.mel.f_min, params.mel.f_max))
-    top = float(decibels.max())
     image = axes.imshow(
-        decibels.T, origin="lower", aspect="auto", extent=(0, seconds, low, high), vmin=top - RANGE_DB, vmax=top,
+        decibels.T, origin="lower", aspect="auto", extent=(0, seconds, low, high), vmin=-RANGE_DB, vmax=0,
         cmap="magma", interpolation="nearest",
     )  # fmt: skip
     ticks = [f for f in TICKS_HZ if params.mel.f_min <= f <= params.mel.f_max]

@@ -1,0 +1,54 @@
+"""How far a figure can be trusted: 95% intervals by resampling whole tracks, and for shares by Wilson's formula."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Z_95 = 1.959964  # normal quantile of 0.975
+Array = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+
+def resampler(groups: Sequence[str]) -> Callable[[np.random.Generator], Rows]:
+    """Draws of row numbers with replacement, by group: clips of one track are not independent of each other."""
+    names = np.asarray(groups)
+    members = [np.flatnonzero(names == name) for name in dict.fromkeys(groups)]
+
+    def draw(generator: np.random.Generator) -> Rows:
+        chosen = generator.integers(len(members), size=len(members))
+        return np.concatenate([members[i] for i in chosen])
+
+    return draw
+
+
+def mean_figure(values: Array, groups: Sequence[str], bootstrap: int, seed: int) -> dict[str, Any]:
+    """Mean of values (N,) with the percentile bootstrap interval."""
+    generator, draw = np.random.default_rng(seed), resampler(groups)
+    means = [float(values[draw(generator)].mean()) for _ in range(bootstrap)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return figure(float(values.mean()), float(low), float(high), len(values))
+
+
+def distance_figure(value: float, replicates: Sequence[float], n: int) -> dict[str, Any]:
+    """A distance with value -+ 1.96 bootstrap standard errors.
+
+    Not the percentiles: a resampled set holds clips twice, which moves every distance between distributions
+    upwards, so that the percentile interval need not even hold the value.
+    """
+    error = Z_95 * float(np.std(np.asarray(replicates), ddof=1)) if len(replicates) > 1 else 0.0
+    return figure(value, value - error, value + error, n)
+
+
+def share_figure(hits: int, n: int) -> dict[str, Any]:
+    """hits / n with Wilson's score interval, which is honest at 0 and 1 (Wilson 1927)."""
+    p, z2 = hits / n, Z_95**2
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z_95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return figure(p, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
+def figure(value: float, low: float, high: float, n: int) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "n": n}
