@@ -166,8 +166,8 @@ class Bank:
 
     At step s it holds the clips numbered R(s) ... R(s) + size - 1, with R(s) = floor(s * mixed clips a step /
     uses): each is drawn `ldm.mixup_bank_uses` times on average before it leaves. What it holds depends on
-    the step alone, so resuming fills it with the same clips. They are made in chunks of fixed borders, since
-    the batch a clip is computed in may move its last bits.
+    the step alone, so resuming finds the same clips. They are made when first drawn, in chunks of fixed
+    borders, since the batch a clip is computed in may move its last bits.
     """
 
     def __init__(self, mixer: Mixer, per_step: float) -> None:
@@ -180,18 +180,13 @@ class Bank:
     def draw(self, step: int, count: int, rank: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """`count` of the clips held at `step`, chosen evenly by torch's global generator."""
         first = int(step * self.rate)
-        self._fill(first, first + self.size, rank, device)
         numbers = (first + torch.randint(self.size, (count,))).tolist()
+        self._chunks = {index: made for index, made in self._chunks.items() if (index + 1) * self.chunk > first}
+        for index in sorted({number // self.chunk for number in numbers} - self._chunks.keys()):
+            clips = list(range(index * self.chunk, (index + 1) * self.chunk))
+            self._chunks[index] = self.mixer.make(clips, rank, device)
         found = [[part[number % self.chunk] for part in self._chunks[number // self.chunk]] for number in numbers]
         return torch.stack([z for z, _ in found]), torch.stack([condition for _, condition in found])
-
-    def _fill(self, first: int, stop: int, rank: int, device: torch.device) -> None:
-        wanted = range(first // self.chunk, (stop - 1) // self.chunk + 1)
-        self._chunks = {index: made for index, made in self._chunks.items() if index in wanted}
-        for index in wanted:
-            if index not in self._chunks:
-                numbers = list(range(index * self.chunk, (index + 1) * self.chunk))
-                self._chunks[index] = self.mixer.make(numbers, rank, device)
 
 
 def _noise(seed: list[int], shape: tuple[int, int, int]) -> Tensor:

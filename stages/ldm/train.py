@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from accelerate import PartialState
 from diffusers import DDIMScheduler
 from torch import Tensor
 from torch.nn import functional as F
@@ -117,7 +117,8 @@ class LdmTask:
 
 def _world() -> tuple[int, int]:
     """This process's rank, and how many there are."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    state = PartialState()
+    return state.process_index, state.num_processes
 
 
 def build_task(params: Params, latents: Path, shards: Path, clap: Path, vae: Path, vocoder: Path) -> LdmTask:
