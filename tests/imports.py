@@ -37,8 +37,10 @@ def _reached(start: ast.FunctionDef, functions: dict[str, ast.FunctionDef]) -> l
         if node in reached:
             continue
         reached.append(node)
-        names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-        waiting += [functions[name] for name in names & functions.keys()]
+        names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+        own = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        own |= {argument.arg for argument in ast.walk(node) if isinstance(argument, ast.arg)}
+        waiting += [functions[name] for name in (names - own) & functions.keys()]
     return reached
 
 
