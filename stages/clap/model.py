@@ -13,6 +13,7 @@ import torchaudio.functional as AF
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, ClapConfig, ClapModel
+from transformers.utils.logging import disable_progress_bar
 
 from stages.audio.mel import clap_mel
 from stages.errors import DataError, ModelError
@@ -21,6 +22,8 @@ from stages.store import model_card
 
 TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 ROBERTA_POSITIONS = 514  # as in every public RoBERTa, so that public weights fit
+
+disable_progress_bar()  # of reading and writing weights; ours goes through stages.progress
 
 
 def build(params: Params) -> ClapModel:
