@@ -50,15 +50,16 @@ def generate(
     params = found.params(override)
     given = {"sampler": sampler, "steps": steps, "eta": eta, "candidates": candidates}
     chosen = {key: getattr(params.generate, key) if value is None else value for key, value in given.items()}
+    folder = model or found.layout.ldm
     defaults = {
         "seed": params.generate.seed if seed is None else seed,
         "guidance": params.generate.guidance if guidance is None else guidance,
         "negative": negative,
-        "seconds": seconds,
+        "seconds": _clip_seconds(folder) if seconds is None else seconds,
     }
     wanted, bad = _wanted(found, params, text, prompts, limit, defaults)
-    folder = out or (Path("generated") if text is not None else found.layout.generated)
-    _run(found, params, wanted, bad, model or found.layout.ldm, folder, chosen, suffix, plot)
+    target = out or (Path("generated") if text is not None else found.layout.generated)
+    _run(found, params, wanted, bad, folder, target, chosen, suffix, plot)
 
 
 def _wanted(
@@ -67,18 +68,25 @@ def _wanted(
     from stages.errors import UsageError
     from stages.generate.prompts import Defaults, read_prompts, typed_prompt
 
-    if given["seconds"] is None:
-        given["seconds"] = params.audio.clip_seconds
     defaults = Defaults(**given)
     if text is not None:
         if file is not None or limit is not None:
             raise UsageError("A PROMPT stands alone: leave out --prompts and --limit.")
         return [typed_prompt(text, defaults)], []
-    file = file or found.layout.captions / "prompts.csv"
-    if not file.exists() and file == found.layout.captions / "prompts.csv":
-        raise UsageError(f"There is no prompt, and no {file}.", 'Type one: musicldm generate "dramatic trailer"')
-    wanted, bad = read_prompts(file, defaults)
-    return wanted[: limit or params.generate.max_prompts], bad
+    tests = found.layout.captions / "prompts.csv"
+    if file is None and not tests.exists():
+        raise UsageError(f"There is no prompt, and no {tests}.", 'Type one: musicldm generate "dramatic trailer"')
+    wanted, bad = read_prompts(file or tests, defaults)
+    if limit is None and (file is None or file.resolve() == tests.resolve()):
+        limit = params.generate.max_prompts
+    return wanted[:limit], bad
+
+
+def _clip_seconds(model: Path) -> float:
+    """How long the clips were that a model was trained on; its own params count, not those here."""
+    from stages.store import model_card
+
+    return float(model_card(model, "ldm")["params"]["audio"]["clip_seconds"])
 
 
 def _run(

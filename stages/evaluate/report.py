@@ -131,7 +131,7 @@ def _base64(data: bytes) -> str:
 
 def _tables(layout: Layout) -> list[dict[str, Any]]:
     """Our own figures: title, what they were measured with, rows of (name, figure), warnings."""
-    tables = []
+    tables: list[dict[str, Any]] = []
     for name in ("quality", "relevance", "novelty"):
         path = layout.metrics / name / METRICS
         if not path.exists():

@@ -66,8 +66,6 @@ class Pipeline(nn.Module):
         """On `device`, else on the accelerator there is, else on the CPU.
 
         Raises ModelError when there is no whole pipeline in `folder` or a file differs from its seal."""
-        if not folder.is_dir():
-            raise ModelError(f"There is no model folder {folder}.", "Make it with: dvc repro, or: musicldm train ldm")
         model_card(folder, "ldm")
         problems = verify_model(folder)
         if problems:

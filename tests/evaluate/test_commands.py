@@ -138,7 +138,7 @@ def test_long_prompts_are_cut_and_said_so(call, tmp_path):
         (("generate", "x", "--format", "mp3"), 2, "none of wav"),
         (("generate", "x", "--prompts", "p.csv"), 2, "stands alone"),
         (("generate", "x", "--seed", "-4"), 2, "seed -4"),
-        (("generate", "x", "--model", "nowhere"), 5, "no model folder nowhere"),
+        (("generate", "x", "--model", "nowhere"), 5, "nowhere is not a model folder"),
         (("generate", "x", "--out", "params.yaml"), 4, "params.yaml cannot be written"),
         (("generate", "--prompts", "none.csv"), 4, "no none.csv"),
         (("eval", "quality", "nowhere"), 4, "no folder nowhere"),

@@ -194,7 +194,7 @@ def test_impossible_runs_make_nothing(pipeline, tmp_path):
 def test_missing_and_altered_models_are_refused(toy_models, tmp_path):
     with pytest.raises(ModelError) as missing:
         Pipeline.load(tmp_path / "none")
-    assert "dvc repro" in missing.value.remedy
+    assert "musicldm train ldm" in missing.value.remedy
     shutil.copytree(toy_models / "ldm", tmp_path / "ldm")
     file = tmp_path / "ldm" / "null_condition.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
