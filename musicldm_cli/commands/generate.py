@@ -112,6 +112,10 @@ def _run(
     skipped = len(rows) - len(made)
     seconds = sum(row["seconds"] for row in made)
     lines = [f"{path}  CLAP {row['clap_score']:+.3f}" for path, row in zip(paths, rows, strict=True)]
+    if plot:
+        pictures = [path.with_suffix(".png") for path in paths]
+        lines += [f"{picture}  spectrogram" for picture in pictures]
+        paths += pictures
     lines.append(f"{len(made)} clips in {taken:.1f} s" + (f"; {skipped} were there already." if skipped else "."))
     if bad:
         listed = "\n".join(f"  line {row.line}: {row.reason}" for row in bad)
