@@ -364,8 +364,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "latents": {"downbeats_per_track": 8},
         "ldm": {
             "block_out_channels": [32, 64], "attention": [False, True], "layers_per_block": 1, "head_dim": 16,
-            "norm_num_groups": 8, "mixup_bank": 32,
-            "train": {"steps": 300, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 20, "ema_decay": 0.98},
+            "norm_num_groups": 8, "mixup_bank": 16, "mixup_bank_uses": 16,
+            "train": {"steps": 150, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 20, "ema_decay": 0.98},
         },
         "generate": {"steps": 50, "max_prompts": 16},
         "evaluate": {"bootstrap": 200},
