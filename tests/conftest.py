@@ -9,7 +9,7 @@ import pytest
 # before torch is imported, and for every command a test starts: the files run side by side, one to a core
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import stages  # noqa: E402, F401  (lets torchaudio be imported beside a CPU-only torch, whichever test comes first)
+import stages  # noqa: F401  (lets torchaudio be imported beside a CPU-only torch, whichever test comes first)
 
 DEMO = Path(__file__).parents[1] / "data" / "demo"
 CLIP_SECONDS = 1.28  # eight times as quick as the clips of preset tiny
