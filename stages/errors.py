@@ -28,6 +28,10 @@ class DataError(MusicldmError):
     """Audio, captions, manifests, shards or the disk under them are not as they must be (exit 4)."""
 
 
+class DiskFullError(DataError):
+    """The disk or quota under a result is used up, or would be."""
+
+
 class ModelError(MusicldmError):
     """A model folder or checkpoint is missing, altered or of another kind (exit 5)."""
 

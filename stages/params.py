@@ -59,6 +59,7 @@ class Manifest(Section):
     source: str = "data/demo"
     captions: str | None = None
     limit: Positive | None = None  # use this many tracks only, drawn with the seed
+    near_duplicate: Share | None = 0.7  # correlation of two sketches that are one recording; null compares none
     valid_share: Share = 0.05
     test_share: Share = 0.1
     seed: int = 0
@@ -258,7 +259,8 @@ class Generate(Section):
 class Evaluate(Section):
     """What the three evaluations report."""
 
-    backbone: Literal["clap", "musicnn"] = "musicnn"
+    backbone: Literal["clap", "musicnn", "cnn14-16k", "cnn14-32k", "vggish", "mert"] = "musicnn"
+    weights: str | None = None  # of the public networks: a file, owner/name:file on a hub; of mert a folder or hub id
     thresholds: list[Share] = [0.9, 0.95]
     bootstrap: Positive = 1000
     seed: int = 0

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -12,10 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stages.errors import DataError, ModelError
+from filelock import FileLock, Timeout
+
+from stages.errors import DataError, DiskFullError, ModelError
 
 CARD = "musicldm.json"
 CARD_SCHEMA = 1
+MORE_SPACE = "Free space or choose another --work folder, then run the same command again; it goes on."
 
 
 @contextmanager
@@ -25,16 +29,65 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(_existing_parent(path)).free
-            raise DataError(
-                f"The disk under {path} is full ({free / 1e6:.0f} MB left).",
-                "Free space or choose another --work folder, then run the same command again; it goes on.",
+            raise DiskFullError(
+                f"{path} does not fit its disk, which is full ({_free(path) / 1e6:.1f} MB left).", MORE_SPACE
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             raise DataError(
                 f"{path} cannot be written: {error.strerror}.", "Choose a folder you may write to."
             ) from error
         raise
+
+
+def require_space(path: Path, needed: float) -> None:
+    """Raise DiskFullError when fewer than `needed` bytes are free on the disk that `path` is or will be on."""
+    free = _free(path)
+    if free < needed:
+        raise DiskFullError(
+            f"{path} needs about {needed / 1e6:.1f} MB, and its disk has {free / 1e6:.1f} MB left.", MORE_SPACE
+        )
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep other runs out of `folder`, by a lock file beside it that the system frees when a process dies.
+
+    Beside and not in it, where it would be part of the result. Raises DataError while another run holds it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DataError(
+            f"Another process is at work in {folder}.", "Wait for it to end, or choose another --out."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class CheckedFile(io.FileIO):
+    """A file for libraries that lose an error of the disk (libsndfile) or crash at it (HDF5).
+
+    It seems to take every write; `check` raises the OSError of the first that failed.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view, done = memoryview(data).cast("B"), 0
+        try:
+            while done < len(view):
+                done += super().write(view[done:])
+        except OSError as error:
+            self.error = self.error or error
+        return len(view)
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
 
 
 @contextmanager
@@ -182,10 +235,11 @@ def model_digest(path: Path) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _existing_parent(path: Path) -> Path:
+def _free(path: Path) -> int:
+    """Bytes free on the disk of `path`, or of what there is of it."""
     while not path.exists():
         path = path.parent
-    return path
+    return shutil.disk_usage(path).free
 
 
 def _fsync(path: Path) -> None:

@@ -81,12 +81,13 @@ def test_mistakes_have_their_exit_code_and_one_sentence(monkeypatch, capsys, arg
 
 def test_every_error_has_an_exit_code():
     kinds = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.MusicldmError)]
-    assert len(kinds) == 8
+    assert len(kinds) == 9
     codes = {kind.__name__: app.exit_code(kind("x")) for kind in kinds if kind is not errors.MusicldmError}
     assert codes == {
         "UsageError": 2,
         "ParamsError": 3,
         "DataError": 4,
+        "DiskFullError": 4,
         "ModelError": 5,
         "MissingDependencyError": 6,
         "GateError": 7,

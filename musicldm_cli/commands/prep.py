@@ -7,6 +7,13 @@ import typer
 
 from musicldm_cli.session import session
 
+Dask = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Work on this Dask cluster, e.g. tcp://host:8786; needs musicldm[dask]."),
+]
+
+SHOWN = 10  # copies that are listed in the text
+
 app = typer.Typer(
     no_args_is_help=True, help="Prepare a collection: manifest, resample, beats, captions, shards, latents."
 )
@@ -30,6 +37,7 @@ def manifest(
     strict: Annotated[bool, typer.Option("--strict", help="Fail when any file is rejected.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the manifest goes.")] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Threads; default one each CPU.")] = None,
+    dask: Dask = None,
     override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one key.")] = None,
 ) -> None:
     """Catalogue a folder of captioned music, check every file, and split it by artist.
@@ -49,20 +57,23 @@ def manifest(
     settings = found.params(override).manifest
     if captions is None and settings.captions is not None:
         captions = Path(settings.captions)
-    from stages.data.manifest import make_manifest
+    from stages.data.collect import make_manifest
 
     with found.output.progress() as progress:
         made = make_manifest(source or Path(settings.source), captions, out or found.layout.manifest, settings,
-                             columns=columns, strict=strict, jobs=jobs, progress=progress)  # fmt: skip
+                             columns=columns, strict=strict, jobs=jobs, dask=dask, progress=progress)  # fmt: skip
     hours = sum(track.seconds for track in made.tracks) / 3600
     sizes = ", ".join(f"{count} {split}" for split, count in made.split_sizes.items())
     text = f"{len(made.tracks)} tracks ({hours:.2f} h: {sizes}) are in {made.folder / 'manifest.csv'}."
     if made.rejected:
         text += f"\n{len(made.rejected)} rejected; {made.folder / 'rejected.csv'} says why."
-    for paths in made.duplicates:
-        text += f"\nThe same audio, kept in one split: {', '.join(paths)}"
+    for copy in made.duplicates[:SHOWN]:
+        text += f"\nOne recording ({copy.similarity:.2f} alike), kept in one split: {copy.path}, {copy.copy_of}"
+    if len(made.duplicates) > SHOWN:
+        text += f"\nAll {len(made.duplicates)} copies are listed in {made.folder / 'duplicates.csv'}."
     found.output.result(text, [made.folder / "manifest.csv"], tracks=len(made.tracks), hours=round(hours, 6),
-                        splits=made.split_sizes, rejected=len(made.rejected), duplicates=made.duplicates)  # fmt: skip
+                        splits=made.split_sizes, rejected=len(made.rejected),
+                        duplicates=[vars(copy) for copy in made.duplicates])  # fmt: skip
 
 
 @app.command()
@@ -71,6 +82,7 @@ def resample(
     manifest: Annotated[Path | None, typer.Argument(help="Default: manifest/manifest.csv of the work folder.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the audio goes.")] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Threads; default one each CPU.")] = None,
+    dask: Dask = None,
     override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one key.")] = None,
 ) -> None:
     """Bring every track to one rate, mono, zero mean and one peak; finished files are not done again."""
@@ -81,7 +93,7 @@ def resample(
 
     collection = read_manifest(manifest or found.layout.manifest)
     with found.output.progress() as progress:
-        made = resample_collection(collection, out or found.layout.audio, settings, jobs, progress)
+        made = resample_collection(collection, out or found.layout.audio, settings, jobs, progress, dask=dask)
     text = (
         f"{made.tracks} tracks ({made.seconds / 3600:.2f} h at {settings.sample_rate} Hz) are in {made.folder}: "
         f"{made.written} written, {made.kept} kept, {made.removed} removed."
@@ -97,6 +109,7 @@ def beats(
     audio: Annotated[Path | None, typer.Option(metavar="FILE|DIR", help="Track these files, without manifest.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the results go.")] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; default every CPU.")] = None,
+    dask: Dask = None,
     report: Annotated[bool, typer.Option("--report", help="Also write report.html.")] = False,
     listen: Annotated[str | None, typer.Option(metavar="ID", help="Only mix clicks over this tracked track.")] = None,
     override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one key.")] = None,
@@ -118,7 +131,7 @@ def beats(
         found.output.say(track.LICENCE)
     if audio is not None:
         with found.output.progress() as progress:
-            paths = track.track_audio(audio, out, params.beats, jobs, progress)
+            paths = track.track_audio(audio, out, params.beats, jobs, progress, dask=dask)
         found.output.result(f"Beats of {len(paths)} files are in {out}.", paths, files=len(paths))
         return
     from stages.beats import report as reports
@@ -130,7 +143,7 @@ def beats(
         found.output.result(f"Listen to {written[0]}; {written[1]} shows the beats.", list(written))
         return
     with found.output.progress() as progress:
-        rhythms = track.track_collection(collection, params, out, jobs, progress)
+        rhythms = track.track_collection(collection, params, out, jobs, progress, dask=dask)
     paths = [out / track.BEATS]
     if report:
         paths.append(out / "report.html")
@@ -150,6 +163,7 @@ def captions(
     beats: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of `prep beats`.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the captions go.")] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; default one each CPU.")] = None,
+    dask: Dask = None,
     override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one key.")] = None,
 ) -> None:
     """Join each caption with words for what was measured: tempo, key, loudness, brightness, music tags."""
@@ -160,7 +174,7 @@ def captions(
     out = out or layout.captions
     with found.output.progress() as progress:
         made = write_captions((audio or layout.audio) / "manifest.csv", (beats or layout.beats) / "beats.jsonl", out,
-                              settings, jobs, progress)  # fmt: skip
+                              settings, jobs, progress, dask=dask)  # fmt: skip
     text = (
         f"{made['tracks']} captions with {made['words']} measured words are in {out / CAPTIONS}, "
         f"{made['prompts']} test prompts in {out / PROMPTS}."
@@ -175,6 +189,8 @@ def shards(
     beats: Annotated[Path | None, typer.Option(help="Folder of `prep beats`.")] = None,
     captions: Annotated[Path | None, typer.Option(help="Folder of `prep captions`.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the shards go.")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; default one each CPU.")] = None,
+    dask: Dask = None,
     override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one key.")] = None,
 ) -> None:
     """Pack audio, beats and captions into checksummed HDF5 shards; those that did not change stay as they are."""
@@ -191,6 +207,8 @@ def shards(
             out,
             params,
             progress,
+            jobs=jobs,
+            dask=dask,
         )
     text = (
         f"{made['tracks']} tracks ({made['seconds'] / 3600:.2f} h, {made['bytes'] / 1e6:.1f} MB) are in "

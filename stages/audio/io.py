@@ -26,7 +26,7 @@ from mutagen.ogg import OggPage
 from numpy.typing import NDArray
 
 from stages.errors import DataError, MissingDependencyError
-from stages.store import atomic_file
+from stages.store import CheckedFile, atomic_file
 
 Samples = NDArray[np.float32]
 
@@ -175,20 +175,27 @@ def write(path: Path, samples: Samples, sample_rate: int, comment: str = "") -> 
 
 
 def encode(path: Path, blocks: Iterable[Samples], sample_rate: int, comment: str = "") -> str:
-    """Like `write`, from blocks and straight to `path`; returns the SHA-256 of the samples (`SampleHash`)."""
+    """Like `write`, from blocks and straight to `path`; returns the SHA-256 of the samples (`SampleHash`).
+
+    Raises OSError, too, when the disk is full.
+    """
     if path.suffix.lower() not in WRITABLE_SUFFIXES:
         raise DataError(f"{path}: audio is written as {', '.join(WRITABLE_SUFFIXES)} only.")
     subtype = "VORBIS" if path.suffix.lower() == ".ogg" else "PCM_16"
     digest = SampleHash(sample_rate)
-    with soundfile.SoundFile(path, "w", sample_rate, 1, subtype=subtype) as file:
-        if comment:
-            file.comment = comment
-        for block in blocks:
-            for start in range(0, len(block), BLOCK_SAMPLES):  # long writes overflow libvorbis's stack
-                part = block[start : start + BLOCK_SAMPLES]
-                _check_range(path, part)
-                digest.update(part)
-                file.write(quantise(part))
+    form = path.suffix.lower().removeprefix(".").upper()
+    with CheckedFile(path, "w+") as disk:
+        with soundfile.SoundFile(disk, "w", sample_rate, 1, subtype, format=form) as file:
+            if comment:
+                file.comment = comment
+            for block in blocks:
+                for start in range(0, len(block), BLOCK_SAMPLES):  # long writes overflow libvorbis's stack
+                    part = block[start : start + BLOCK_SAMPLES]
+                    _check_range(path, part)
+                    digest.update(part)
+                    file.write(quantise(part))
+                disk.check()
+        disk.check()
     if subtype == "VORBIS":
         _fix_serial(path)
     return digest.hexdigest()

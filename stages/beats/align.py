@@ -77,7 +77,7 @@ def partners(tracks: Sequence[TrackTempo], settings: params.Tempo) -> Partners:
     width = int(np.log2(1 + settings.tolerance) * _OCTAVE) if settings.rule == "octave-log" else 0
     low = np.searchsorted(keys[order], keys - width, side="left")
     high = np.searchsorted(keys[order], keys + width, side="right")
-    return Partners(order, low, np.where(keys >= 0, high, low), _recordings(tracks))
+    return Partners(order, low, np.where(keys >= 0, high, low), recordings(tracks))
 
 
 def usable_downbeats(downbeats: ArrayLike, samples: int, sample_rate: int, clip_samples: int) -> Indices:
@@ -121,7 +121,7 @@ def _keys(tracks: Sequence[TrackTempo], settings: params.Tempo) -> Indices:
     return keys
 
 
-def _recordings(tracks: Sequence[TrackTempo]) -> NDArray[np.int64]:
+def recordings(tracks: Sequence[TrackTempo]) -> NDArray[np.int64]:
     """(N, 2) numbers: equal in the first column for one artist and title, in the second for one source."""
     seen: dict[tuple[str, ...], int] = {}
     rows = []

@@ -15,6 +15,7 @@ from stages.audio import io
 from stages.beats.decode import FPS, Activations, Bars, decode
 from stages.beats.tempo import BEATS, Rhythm
 from stages.data.manifest import Manifest
+from stages.data.parallel import run_each
 from stages.errors import DataError
 from stages.progress import Progress, silent
 from stages.store import read_json, write_json, write_jsonl, write_text
@@ -96,22 +97,29 @@ def chunks(blocks: Iterable[Waveform], size: int, context: int) -> Iterator[tupl
 
 
 def track_files(
-    paths: Sequence[Path], settings: params.Beats, jobs: int | None = None
+    paths: Sequence[Path],
+    settings: params.Beats,
+    jobs: int | None = None,
+    progress: Progress = silent,
+    *,
+    dask: str | None = None,
 ) -> Iterator[tuple[int, Tracked]]:
-    """(index, result) of each file as it gets ready, from `jobs` processes of one thread each (default: every CPU).
+    """(index, result) of each file as it gets ready, from `jobs` processes (default: every CPU) or a Dask cluster.
 
     Raises DataError for a file that is not whole audio.
     """
-    from joblib import Parallel, cpu_count, delayed, parallel_config
-
-    workers = max(1, min(jobs or cpu_count(), len(paths)))
-    with parallel_config("loky", inner_max_num_threads=1):
-        pool = Parallel(n_jobs=workers, return_as="generator_unordered")
-    yield from pool(delayed(_track_file)(i, path, settings.model_dump_json()) for i, path in enumerate(paths))
+    items = [(path.absolute(), settings.model_dump_json()) for path in paths]
+    yield from run_each(_track_file, items, jobs=jobs, dask=dask, label="beats", progress=progress)
 
 
 def track_collection(
-    manifest: Manifest, settings: params.Params, folder: Path, jobs: int | None = None, progress: Progress = silent
+    manifest: Manifest,
+    settings: params.Params,
+    folder: Path,
+    jobs: int | None = None,
+    progress: Progress = silent,
+    *,
+    dask: str | None = None,
 ) -> list[Rhythm]:
     """Track every file of a manifest and write `folder`/beats.jsonl; one Rhythm a track, in the manifest's order.
 
@@ -123,17 +131,21 @@ def track_collection(
     missing = {file: manifest.audio_path(track) for file, track in zip(kept, manifest.tracks, strict=True)
                if not file.exists()}  # fmt: skip
     targets = list(missing)
-    progress("beats", 0, len(targets))
-    for done, (index, found) in enumerate(track_files(list(missing.values()), settings.beats, jobs), start=1):
+    for index, found in track_files(list(missing.values()), settings.beats, jobs, progress, dask=dask):
         write_json(targets[index], {"seconds": found.seconds, "bars": found.bars.round(4).tolist()})
-        progress("beats", done, len(targets))
     rhythms = [_rhythm(track.id, file, settings.tempo) for track, file in zip(manifest.tracks, kept, strict=True)]
     write_jsonl(folder / BEATS, [asdict(rhythm) for rhythm in rhythms])
     return rhythms
 
 
 def track_audio(
-    source: Path, folder: Path, settings: params.Beats, jobs: int | None = None, progress: Progress = silent
+    source: Path,
+    folder: Path,
+    settings: params.Beats,
+    jobs: int | None = None,
+    progress: Progress = silent,
+    *,
+    dask: str | None = None,
 ) -> list[Path]:
     """Track a file, or every audio file below a folder; one `<name>.beats` each below `folder`.
 
@@ -151,10 +163,8 @@ def track_audio(
             raise DataError(f"{targets[target]} and {path} would both become {target}.", "Rename one of them.")
         targets[target] = path
     names = list(targets)
-    progress("beats", 0, len(names))
-    for done, (index, found) in enumerate(track_files(paths, settings, jobs), start=1):
+    for index, found in track_files(paths, settings, jobs, progress, dask=dask):
         write_text(names[index], "".join(f"{time:.3f}\t{position:.0f}\n" for time, position in found.bars))
-        progress("beats", done, len(names))
     return names
 
 
@@ -169,8 +179,8 @@ def _rhythm(track_id: str, file: Path, settings: params.Tempo) -> Rhythm:
     return Rhythm.judge(track_id, np.array(kept["bars"], dtype=np.float64).reshape(-1, 2), kept["seconds"], settings)
 
 
-def _track_file(index: int, path: Path, settings: str) -> tuple[int, Tracked]:
-    return index, _tracker(settings).track(_full_scale(path))
+def _track_file(path: Path, settings: str) -> Tracked:
+    return _tracker(settings).track(_full_scale(path))
 
 
 def _full_scale(path: Path) -> Iterator[Waveform]:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, cpu_count, delayed
 
 from stages import params
 from stages.audio import io
 from stages.audio.descriptors import SAMPLE_RATE, Descriptors, describe
 from stages.audio.musicnn import MusicNN, Name, load_musicnn
 from stages.data.manifest import Track, read_manifest
+from stages.data.parallel import run_each
 from stages.errors import DataError
 from stages.progress import Progress, silent
 from stages.store import read_jsonl, write_jsonl, write_text
@@ -62,11 +62,13 @@ def write_captions(
     settings: params.Params,
     jobs: int | None = None,
     progress: Progress = silent,
+    *,
+    dask: str | None = None,
 ) -> dict[str, int]:
     """Measure every track and write `out`/captions.jsonl, and prompts.csv of the test split; returns counts.
 
-    `jobs` processes at a time (default: one for each CPU). Raises DataError for unreadable audio and for a
-    track without a row in `beats`.
+    `jobs` processes at a time (default: one for each CPU), or a Dask cluster. Raises DataError for
+    unreadable audio and for a track without a row in `beats`.
     """
     manifest = read_manifest(audio_manifest)
     again = "Track the beats: musicldm prep beats"
@@ -75,12 +77,9 @@ def write_captions(
     if missing:
         raise DataError(f"{beats} has no row for track {missing[0]} ({len(missing)} are missing).", again)
     tracks = manifest.tracks
-    progress("Captions", 0, len(tracks))
-    rows = []
-    tasks = (delayed(_row)(track, manifest.audio_path(track), tempos[track.id], settings) for track in tracks)
-    for row in Parallel(n_jobs=min(jobs or cpu_count(), len(tracks)), return_as="generator")(tasks):
-        rows.append(row)
-        progress("Captions", len(rows), len(tracks))
+    items = [(track, manifest.audio_path(track).absolute(), tempos[track.id], settings) for track in tracks]
+    found = dict(run_each(_row, items, jobs=jobs, dask=dask, label="Captions", progress=progress))
+    rows = [found[index] for index in range(len(tracks))]
     prompts = [(row["id"], row["caption"]) for row in rows if row["split"] == "test"]
     write_text(out / PROMPTS, _csv([("id", "prompt"), *prompts]))
     write_jsonl(out / CAPTIONS, rows)

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from joblib import Parallel, cpu_count, delayed
-
 import stages
 from stages.audio import io
-from stages.data.manifest import Manifest, Track, read_manifest
+from stages.data.manifest import Track, read_manifest
+from stages.data.parallel import run_each
 from stages.errors import DataError
 from stages.progress import Progress, silent
 from stages.store import atomic_file, sha256
@@ -92,17 +91,12 @@ def check_manifest(path: Path, jobs: int | None = None, progress: Progress = sil
     Raises DataError when the manifest itself cannot be read.
     """
     collection = read_manifest(path)
-    tasks = (delayed(_problems)(collection, track) for track in collection.tracks)
-    found: list[str] = []
-    with Parallel(n_jobs=jobs or cpu_count(), backend="threading", return_as="generator") as parallel:
-        for done, problems in enumerate(parallel(tasks), start=1):
-            found += problems
-            progress("check", done, len(collection.tracks))
-    return len(collection.tracks), found
+    items = [(collection.audio_path(track), track) for track in collection.tracks]
+    found = dict(run_each(_problems, items, jobs=jobs, threads=True, label="check", progress=progress))
+    return len(items), [problem for index in range(len(items)) for problem in found[index]]
 
 
-def _problems(collection: Manifest, track: Track) -> list[str]:
-    path = collection.audio_path(track)
+def _problems(path: Path, track: Track) -> list[str]:
     try:
         samples, rate, digest = io.scan(path)
     except DataError as error:

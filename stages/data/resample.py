@@ -5,24 +5,23 @@ samples. So a file is finished exactly when it is there with the right tags, and
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mutagen
 import numpy as np
-from filelock import FileLock, Timeout
-from joblib import Parallel, cpu_count, delayed
 from mutagen.flac import FLAC
 
 from stages import params
 from stages.audio import io
 from stages.data.manifest import MANIFEST, Manifest, Track, write_manifest
-from stages.errors import DataError
+from stages.data.parallel import run_each
+from stages.errors import DataError, DiskFullError
 from stages.progress import Progress, silent
-from stages.store import atomic_file, disk_errors
+from stages.store import atomic_file, disk_errors, exclusive, require_space
 
 TRACKS = "tracks"
+FLAC_BYTES_PER_SAMPLE = 1.1  # of 16-bit mono music at 16 kHz and peak 0.5; the demo music takes 1.07
 _SILENCE = 1 / io.FULL_SCALE  # a peak below one 16-bit step is not scaled up
 
 
@@ -39,23 +38,32 @@ class Resampled:
 
 
 def resample_collection(
-    collection: Manifest, folder: Path, settings: params.Audio, jobs: int | None = None, progress: Progress = silent
+    collection: Manifest,
+    folder: Path,
+    settings: params.Audio,
+    jobs: int | None = None,
+    progress: Progress = silent,
+    *,
+    dask: str | None = None,
 ) -> Resampled:
     """Write `folder`/tracks/<id>.flac for each track, and last `folder`/manifest.csv with paths to them.
 
     The mean over the whole track is removed and its peak scaled to `settings.peak`, in flat memory. Files made
     from the same audio with the same settings are kept; those of tracks no longer listed are removed. Raises
     DataError when a source is missing, damaged or altered since the manifest was made (after the other tracks
-    are done), and when another process is at work in `folder`.
+    are done), and when another process is at work in `folder`; DiskFullError, with the space that is needed,
+    before anything is done or as soon as the disk is full. `jobs` threads, or a cluster (`run_each`).
     """
-    with disk_errors(folder), _locked(folder):
+    with disk_errors(folder), exclusive(folder):
         (folder / TRACKS).mkdir(parents=True, exist_ok=True)
         finished = {track.id: row for track in collection.tracks if (row := _finished(track, folder, settings))}
         todo = [track for track in collection.tracks if track.id not in finished]
         removed = _remove_others(collection, folder)
         if todo or removed:
             (folder / MANIFEST).unlink(missing_ok=True)  # it lists what is about to change
-        made = _resample_all(collection, todo, folder, settings, jobs or cpu_count(), progress)
+        require_space(folder, _needed_bytes(todo, settings))
+        made = _resample_all(collection, todo, folder, settings, jobs, dask, progress)
+        _remove_others(collection, folder)  # what a worker that died has left
         rows = finished | made
         write_manifest(folder / MANIFEST, [rows[track.id] for track in collection.tracks])
     seconds = sum(row.seconds for row in rows.values())
@@ -70,8 +78,17 @@ def resample_track(source: Path, target: Path, track: Track, settings: params.Au
         digest = io.encode(temporary, blocks, settings.sample_rate)
         file = FLAC(temporary)
         file.update({"source_sha256": track.sha256, "settings": _describe(settings), "sha256": digest})
-        file.save()
+        _save(file)
         return _row(track, file)
+
+
+def _save(file: FLAC) -> None:
+    try:
+        file.save()
+    except mutagen.MutagenError as error:
+        if error.args and isinstance(error.args[0], OSError):
+            raise error.args[0] from error  # the disk's error, which mutagen wraps
+        raise
 
 
 def _levels(source: Path, track: Track, settings: params.Audio) -> tuple[np.float32, np.float32]:
@@ -102,22 +119,38 @@ def _hashed(blocks: Iterator[io.Samples], digest: io.SampleHash) -> Iterator[io.
 
 
 def _resample_all(
-    collection: Manifest, todo: list[Track], folder: Path, settings: params.Audio, jobs: int, progress: Progress
+    collection: Manifest,
+    todo: list[Track],
+    folder: Path,
+    settings: params.Audio,
+    jobs: int | None,
+    dask: str | None,
+    progress: Progress,
 ) -> dict[str, Track]:
     made: dict[str, Track] = {}
-    failed: list[DataError] = []
-    tasks = (delayed(_attempt)(collection.audio_path(track), _target(folder, track), track, settings) for track in todo)
-    with Parallel(n_jobs=jobs, backend="threading", return_as="generator") as parallel:
-        for done, result in enumerate(parallel(tasks), start=1):
-            if isinstance(result, DataError):
-                failed.append(result)
-            else:
-                made[result.id] = result
-            progress("resample", done, len(todo))
+    failed: dict[int, DataError] = {}
+    root, target = collection.root.absolute(), folder.absolute()
+    items = [(root / track.path, _target(target, track), track, settings) for track in todo]
+    for index, result in run_each(
+        _attempt, items, jobs=jobs, threads=True, dask=dask, label="resample", progress=progress
+    ):
+        if isinstance(result, DiskFullError):
+            needed = _needed_bytes([track for track in todo if track.id not in made], settings)
+            raise DiskFullError(f"{result.message} What is left needs about {needed / 1e6:.1f} MB.", result.remedy)
+        if isinstance(result, DataError):
+            failed[index] = result
+        else:
+            made[result.id] = result
     if failed:
+        first = failed[min(failed)]
         more = f" ({len(failed) - 1} more failed as well)" if len(failed) > 1 else ""
-        raise DataError(failed[0].message + more, failed[0].remedy or "Run again: musicldm prep manifest")
+        raise DataError(first.message + more, first.remedy or "Run again: musicldm prep manifest")
     return made
+
+
+def _needed_bytes(tracks: list[Track], settings: params.Audio) -> float:
+    """About how much space the FLACs of `tracks` take."""
+    return FLAC_BYTES_PER_SAMPLE * settings.sample_rate * sum(track.seconds for track in tracks)
 
 
 def _attempt(source: Path, target: Path, track: Track, settings: params.Audio) -> Track | DataError:
@@ -158,20 +191,3 @@ def _remove_others(collection: Manifest, folder: Path) -> int:
     for path in others:
         path.unlink()
     return len(others)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock file beside `folder` (not in it, where it would be part of the result)."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise DataError(
-            f"Another process is resampling into {folder}.", "Wait for it to end, or choose another --out."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()

@@ -30,6 +30,7 @@ class TrackInfo:
     tempo_group: int | None
     metre: int | None
     n_downbeats: int
+    recording: str = ""  # equal for copies of one recording; empty where there is no copy
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def _track_info(group: h5py.Group) -> TrackInfo:
         tempo_group=None if attrs["tempo_group"] < 0 else int(attrs["tempo_group"]),
         metre=int(attrs["metre"]) or None,
         n_downbeats=len(group["downbeats"]),
+        recording=attrs["recording"],
     )
 
 

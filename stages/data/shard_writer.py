@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from stages.audio import io
 from stages.data.manifest import Track, read_manifest
+from stages.data.parallel import run_each
 from stages.data.shard_index import INDEX, SCHEMA, Shard, describe, fault, read_index
-from stages.errors import DataError
+from stages.errors import DataError, DiskFullError
 from stages.params import Params
 from stages.progress import Progress, silent
-from stages.store import atomic_file, read_jsonl, sha256, write_json
+from stages.store import CheckedFile, atomic_file, exclusive, read_jsonl, require_space, sha256, write_json
 
 HDF5_VERSION = ("v110", "v110")  # from 1.10 on, HDF5 keeps checksums of its metadata too
 
@@ -38,34 +39,53 @@ class Source:
 
 
 def write_shards(
-    audio_manifest: Path, beats: Path, captions: Path, out: Path, params: Params, progress: Progress = silent
+    audio_manifest: Path,
+    beats: Path,
+    captions: Path,
+    out: Path,
+    params: Params,
+    progress: Progress = silent,
+    *,
+    jobs: int | None = None,
+    dask: str | None = None,
 ) -> dict[str, int]:
     """Write the shards of a resampled collection into `out`, index.json last; returns counts.
 
     `audio_manifest` lists mono 16-bit files at audio.sample_rate; `beats` and `captions` are the JSON-lines
-    files of `prep beats` and `prep captions` with one row for each track. One process writes one shard.
-    Raises DataError for a track without beats, caption or readable audio, and for a full disk; shards
-    written until then are kept and taken up by the next run.
+    files of `prep beats` and `prep captions` with one row for each track. One process writes one shard,
+    `jobs` at a time (default: one for each CPU), or the workers of a Dask cluster.
+    Raises DataError for a track without beats, caption or readable audio, and when another process is at work
+    in `out`; DiskFullError where the disk has too little space for what is missing. Shards written until then
+    are kept and taken up by the next run.
     """
-    from joblib import Parallel, cpu_count, delayed
+    with exclusive(out):
+        return _write_shards(_sources(audio_manifest, beats, captions), out, params, progress, jobs, dask)
 
+
+def _write_shards(
+    sources: list[Source], out: Path, params: Params, progress: Progress, jobs: int | None, dask: str | None
+) -> dict[str, int]:
     old = _old_shards(out, params)
-    plan = _plan(_sources(audio_manifest, beats, captions), old, params)
-    for leftover in out.glob(".tmp-*"):
-        leftover.unlink()
-    jobs = [
-        delayed(_make_shard)(
-            out / f"shard-{number:05d}.h5", sources, old[number] if number < len(old) else None, params
-        )
+    plan = _plan(sources, old, params)
+    _remove_leftovers(out)
+    require_space(out, _needed_bytes(plan, out, params))
+    items = [
+        (out.absolute() / f"shard-{number:05d}.h5", sources, old[number] if number < len(old) else None, params)
         for number, sources in enumerate(plan)
     ]
-    shards: list[Shard] = []
+    made: dict[int, Shard] = {}
     written = 0
-    progress("Shards", 0, len(jobs))
-    for shard, new in Parallel(n_jobs=min(cpu_count(), len(jobs)), return_as="generator")(jobs):
-        shards.append(shard)
-        written += new
-        progress("Shards", len(shards), len(jobs))
+    try:
+        for number, (shard, new) in run_each(
+            _make_shard, items, jobs=jobs, dask=dask, label="Shards", progress=progress
+        ):
+            made[number] = shard
+            written += new
+    except DiskFullError as error:
+        needed = _needed_bytes(plan, out, params)
+        raise DiskFullError(f"{error.message} What is left needs about {needed / 1e6:.1f} MB.", error.remedy) from error
+    _remove_leftovers(out)  # of a worker that died
+    shards = [made[number] for number in range(len(plan))]
     index = {"schema": SCHEMA, "params_digest": _params_digest(params), "sample_rate": params.audio.sample_rate}
     write_json(out / INDEX, index | {"shards": [asdict(shard) for shard in shards]})
     for stale in set(out.glob("shard-*.h5")) - {out / shard.file for shard in shards}:
@@ -78,6 +98,18 @@ def write_shards(
         "seconds": sum(track.samples for track in tracks) // params.audio.sample_rate,
         "bytes": sum(shard.bytes for shard in shards),
     }
+
+
+def _remove_leftovers(out: Path) -> None:
+    for leftover in out.glob(".tmp-*"):
+        leftover.unlink()
+
+
+def _needed_bytes(plan: list[list[Source]], out: Path, params: Params) -> float:
+    """About how much space the shards take that are not there yet: 16-bit samples, uncompressed."""
+    missing = [sources for number, sources in enumerate(plan) if not (out / f"shard-{number:05d}.h5").exists()]
+    seconds = sum(source.content["seconds"] for sources in missing for source in sources)
+    return float(2 * params.audio.sample_rate * seconds)
 
 
 def _params_digest(params: Params) -> str:
@@ -96,14 +128,17 @@ def _sources(audio_manifest: Path, beats: Path, captions: Path) -> list[Source]:
                 f"Make them: musicldm prep {command}",
             )
     return [
-        Source(manifest.audio_path(track), _content(track, beat_rows[track.id], caption_rows[track.id]["caption"]))
+        Source(
+            manifest.audio_path(track).absolute(),
+            _content(track, beat_rows[track.id], caption_rows[track.id]["caption"]),
+        )
         for track in manifest.tracks
     ]
 
 
 def _content(track: Track, beats: dict[str, Any], caption: str) -> dict[str, Any]:
-    own = {"id": track.id, "split": track.split, "title": track.title, "artist": track.artist,
-           "licence": track.licence, "seconds": track.seconds, "sha256": track.sha256, "caption": caption}  # fmt: skip
+    names = ("id", "split", "title", "artist", "licence", "recording", "seconds", "sha256")
+    own = {name: getattr(track, name) for name in names} | {"caption": caption}
     keys = ("beats", "downbeats", "metre", "tempo_bpm", "tempo_confidence", "tempo_group")
     return own | {key: beats[key] for key in keys}
 
@@ -147,10 +182,13 @@ def _make_shard(path: Path, sources: list[Source], old: Shard | None, params: Pa
         if old is None and fault(path, ids) is None:  # of a run that was stopped before its index
             return describe(path, ids), False
     with atomic_file(path) as temporary:
-        with h5py.File(temporary, "w", libver=HDF5_VERSION) as file:
-            file.attrs["key"] = key
-            for source in sources:
-                _write_track(file, source, params)
+        with CheckedFile(temporary, "w+") as disk:
+            with h5py.File(disk, "w", libver=HDF5_VERSION) as file:
+                file.attrs["key"] = key
+                for source in sources:
+                    _write_track(file, source, params)
+                    disk.check()
+            disk.check()
         shard = describe(temporary, ids, path.name)
     return shard, True
 
@@ -170,7 +208,7 @@ def _write_track(file: h5py.File, source: Source, params: Params) -> None:
     _dataset(group, "audio", samples, params.audio.clip_samples)
     for name in ("beats", "downbeats"):
         _dataset(group, name, np.asarray(content[name], dtype=np.float64), len(content[name]))
-    for name in ("caption", "licence", "title", "artist", "split", "tempo_confidence"):
+    for name in ("caption", "licence", "title", "artist", "recording", "split", "tempo_confidence"):
         group.attrs[name] = content[name]
     group.attrs["tempo_bpm"] = np.nan if content["tempo_bpm"] is None else content["tempo_bpm"]
     group.attrs["tempo_group"] = -1 if content["tempo_group"] is None else content["tempo_group"]

@@ -69,14 +69,22 @@ def sidecar(path: Path, columns: Mapping[str, str]) -> Row:
     """
     for base in (path.with_suffix(""), path):
         text, data = base.with_name(base.name + ".txt"), base.with_name(base.name + ".json")
-        if text.is_file():
+        if is_file(text):
             return {"caption": clean(_text(text))}
-        if data.is_file():
+        if is_file(data):
             fields = _json(data, _text(data))
             if not isinstance(fields, dict):
                 raise DataError(f"{data} must hold an object with a `caption`.")
             return {field: clean(fields.get(columns.get(field, field))) for field in FIELDS}
     return {}
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file that can be reached; a name that is too long, or a closed folder, is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def tags(path: Path) -> Row:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stages.audio.mel import clip_mel
-from stages.beats.align import Indices, TrackTempo, draw_pair, partners
+from stages.beats.align import Indices, TrackTempo, draw_pair, partners, recordings
 from stages.clap.model import Clap
 from stages.data.shards import ShardReader
 from stages.errors import DataError
@@ -51,7 +51,7 @@ class Pairs:
                 self._rows[window.track, window.start] = row
         self._tracks = [
             TrackTempo(info.tempo_bpm, info.tempo_group, info.metre, np.array(found, dtype=np.int64), info.artist,
-                       info.title)
+                       info.title, info.recording)
             for info, found in zip(shards.tracks, starts, strict=True)
         ]  # fmt: skip
         windowed = np.flatnonzero([len(track.starts) for track in self._tracks])
@@ -79,17 +79,14 @@ class _Others(Sequence[Indices]):
     """Simple mixup's partners: every track that has a window and is of another recording."""
 
     def __init__(self, tracks: list[TrackTempo]) -> None:
-        names = [(track.artist.strip().casefold(), track.title.strip().casefold()) for track in tracks]
-        keys = [name if all(name) else (str(index),) for index, name in enumerate(names)]
-        number = {key: index for index, key in enumerate(dict.fromkeys(keys))}
-        self._recordings = np.array([number[key] for key in keys])
+        self._recordings = recordings(tracks)
         self._windowed = np.array([len(track.starts) > 0 for track in tracks])
 
     def __len__(self) -> int:
         return len(self._recordings)
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        return np.flatnonzero(self._windowed & (self._recordings != self._recordings[index]))
+        return np.flatnonzero(self._windowed & (self._recordings != self._recordings[index]).all(axis=1))
 
 
 class Mixer:

@@ -16,7 +16,8 @@ import soundfile
 from stages import params
 from stages.data import debian_games
 from stages.data.catalog import COLLECTIONS, check_manifest, copy_demo, demo_folder
-from stages.data.manifest import make_manifest, read_manifest, write_manifest
+from stages.data.collect import make_manifest
+from stages.data.manifest import read_manifest, write_manifest
 from stages.errors import DataError, MissingDependencyError
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from stages import params
 from stages.audio.io import SUFFIXES
 from stages.data import splits, tables
-from stages.data.manifest import Catalogue, make_manifest, read_manifest, track_id
+from stages.data.collect import Catalogue, Duplicate, make_manifest, track_id
+from stages.data.manifest import read_manifest
 from stages.errors import DataError, MissingDependencyError
 
 DEMO = Path(__file__).parents[2] / "data" / "demo"
@@ -212,7 +213,10 @@ def test_copies_of_a_recording_share_a_split_across_artists(tmp_path: Path) -> N
         made = catalogue(source, settings=params.Manifest(seed=seed, valid_share=0.3, test_share=0.3))
         split = {track.path: track.split for track in made.tracks}
         assert split["0.wav"] == split["copy.flac"] == split["1.wav"] == split["copy2.flac"]
-        assert made.duplicates == [["0.wav", "copy.flac"], ["1.wav", "copy2.flac"]]
+        assert made.duplicates == (Duplicate("copy.flac", "0.wav", 1.0), Duplicate("copy2.flac", "1.wav", 1.0))
+        recording = {track.path: track.recording for track in made.tracks}
+        assert recording["0.wav"] == recording["copy.flac"] != recording["1.wav"] == recording["copy2.flac"]
+        assert recording["2.wav"] == ""
 
 
 names = st.text("abcdefgh", min_size=1, max_size=3)

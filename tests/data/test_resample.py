@@ -15,7 +15,8 @@ from mutagen.flac import FLAC
 
 from stages import params
 from stages.audio import io
-from stages.data.manifest import Manifest, make_manifest, read_manifest
+from stages.data.collect import make_manifest
+from stages.data.manifest import Manifest, read_manifest
 from stages.data.resample import resample_collection
 from stages.errors import DataError
 

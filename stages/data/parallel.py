@@ -1,0 +1,80 @@
+"""One function on many items at once: threads or processes of this machine, or the workers of a Dask cluster."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, TypeVar
+
+from joblib import Parallel, cpu_count, delayed, parallel_config
+
+from stages.errors import MissingDependencyError, UsageError
+from stages.progress import Progress, silent
+
+Result = TypeVar("Result")
+CONNECT_SECONDS = 10
+
+
+def run_each(
+    function: Callable[..., Result],
+    items: Sequence[tuple[Any, ...]],
+    *,
+    jobs: int | None = None,
+    threads: bool = False,
+    dask: str | None = None,
+    label: str = "",
+    progress: Progress = silent,
+) -> Iterator[tuple[int, Result]]:
+    """(index, function(*items[index])) of each item as it gets ready, in any order.
+
+    By `jobs` processes of one thread each (default: one for each CPU), or by `threads`, which suits functions
+    that spend their time in libraries without Python's lock. With `dask`, a scheduler's address, by all workers
+    of that cluster; they must see the same files under the same absolute paths, and a task whose worker dies is
+    done again by another. Raises UsageError when no scheduler answers and MissingDependencyError without Dask;
+    what `function` raises ends the run.
+    """
+    progress(label, 0, len(items))
+    if not items:
+        return
+    with _pool(min(jobs or cpu_count(), len(items)), threads, dask) as pool:
+        results = pool(delayed(_numbered)(function, index, item) for index, item in enumerate(items))
+        for done, result in enumerate(results, start=1):
+            progress(label, done, len(items))
+            yield result
+
+
+def _numbered(function: Callable[..., Result], index: int, item: tuple[Any, ...]) -> tuple[int, Result]:
+    return index, function(*item)
+
+
+@contextmanager
+def _pool(jobs: int, threads: bool, dask: str | None) -> Iterator[Parallel]:
+    """joblib takes its backend when the pool is made, so the configuration need not outlast that."""
+    if dask is not None:
+        with _client(dask) as client:
+            with parallel_config("dask", client=client):
+                pool = Parallel(return_as="generator_unordered")
+            yield pool
+    elif threads:
+        yield Parallel(n_jobs=jobs, backend="threading", return_as="generator_unordered")
+    else:
+        with parallel_config("loky", inner_max_num_threads=1):
+            pool = Parallel(n_jobs=jobs, return_as="generator_unordered")
+        yield pool
+
+
+@contextmanager
+def _client(address: str) -> Iterator[Any]:
+    try:
+        distributed = import_module("distributed")
+    except ImportError:
+        raise MissingDependencyError("--dask needs the package distributed.", "pip install 'musicldm[dask]'") from None
+    try:
+        client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:  # asyncio's timeout is an OSError
+        raise UsageError(f"No Dask scheduler answers at {address}.", "Start one with: dask scheduler") from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        except TimeoutError as error:
+            raise UsageError(f"The Dask scheduler at {address} has no worker.", f"dask worker {address}") from error
+        yield client

@@ -1,0 +1,116 @@
+"""Copies in other encodings, at other levels, cut elsewhere: found on real music, and nothing else is."""
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from stages import params
+from stages.audio import io
+from stages.data.collect import make_manifest
+from stages.data.manifest import read_manifest
+from stages.data.near_duplicates import Sketch, Sketcher, find_pairs, similarity
+
+DEMO = sorted((Path(__file__).parents[2] / "data" / "demo").glob("*.ogg"))
+THRESHOLD = params.Manifest().near_duplicate or 0.0
+ENCODINGS = {".mp3": {"bitrate_mode": "CONSTANT", "compression_level": 0.5}, ".ogg": {"compression_level": 0.8},
+             ".flac": {}}  # fmt: skip
+
+
+def sketch(path: Path) -> Sketch:
+    with io.open_audio(path) as audio:
+        sketcher = Sketcher(audio.sample_rate)
+        for block in audio.blocks():
+            sketcher.update(block)
+    return sketcher.sketch()
+
+
+def copy(source: Path, target: Path, start: float, gain: float) -> Path:
+    """A lossy copy from `start` seconds on."""
+    samples, rate = soundfile.read(source, dtype="float32")
+    with soundfile.SoundFile(target, "w", rate, 1, **ENCODINGS[target.suffix]) as file:
+        for block in np.array_split(gain * samples[round(start * rate) :], 20):
+            file.write(block)
+    return target
+
+
+@pytest.fixture(scope="module")
+def sketches() -> list[Sketch]:
+    return [sketch(path) for path in DEMO]
+
+
+def test_no_two_demo_tracks_are_one_recording(sketches: list[Sketch]) -> None:
+    assert len(sketches) == 108
+    assert sum(len(found) > 0 for found in sketches) >= 105
+    alike = [pair.similarity for pair in find_pairs(sketches, 0.3)]
+    assert 0.3 < max(alike) < THRESHOLD - 0.05
+
+
+def test_lossy_copies_at_other_levels_and_starts_are_found(sketches: list[Sketch], tmp_path: Path) -> None:
+    draw = random.Random(2)
+    chosen = draw.sample(range(len(DEMO)), 12)
+    copies = []
+    for number, index in enumerate(chosen):
+        target = tmp_path / f"{number}{list(ENCODINGS)[number % 3]}"
+        copies.append(sketch(copy(DEMO[index], target, draw.uniform(0, 4), draw.uniform(0.1, 0.9))))
+    pairs = find_pairs([*sketches, *copies], THRESHOLD)
+    assert {(pair.first, pair.second) for pair in pairs} == {(index, 108 + i) for i, index in enumerate(chosen)}
+
+
+def test_the_similarity_is_the_correlation_at_the_best_shift() -> None:
+    draw = np.random.default_rng(0)
+    whole = draw.integers(-60, 60, (120, 24)).astype(np.int8)
+    part = (whole[17:97] // 2 + 5).astype(np.int8)
+    wanted = np.corrcoef((whole[17:97] - whole[17:97].mean(0)).ravel(), (part - part.mean(0)).ravel())[0, 1]
+    assert similarity(whole, part) == pytest.approx(wanted, abs=1e-9)
+    assert similarity(part, whole) == pytest.approx(wanted, abs=1e-9)
+    assert similarity(whole, whole) == pytest.approx(1.0)
+    assert abs(similarity(whole, draw.integers(-60, 60, (120, 24)).astype(np.int8))) < 0.2
+    assert similarity(whole[:10], whole) == -1.0
+    assert similarity(np.zeros_like(whole), whole) == -1.0
+
+
+def test_what_is_short_silent_or_steady_is_not_compared() -> None:
+    def made(samples: np.ndarray, rate: int = 16_000) -> Sketch:
+        sketcher = Sketcher(rate)
+        for block in np.array_split(samples.astype(np.float32), 7):
+            sketcher.update(block)
+        return sketcher.sketch()
+
+    noise = np.random.default_rng(1).standard_normal(30 * 16_000)
+    steady = [made(np.sin(np.arange(30 * 16_000) * 0.2)), made(np.sin(np.arange(30 * 16_000) * 0.2) * 0.5)]
+    assert len(made(noise[: 4 * 16_000])) == len(made(np.zeros(30 * 16_000))) == len(made(noise[:0])) == 0
+    assert len(made(noise)) == 120
+    assert find_pairs([*steady, made(noise[: 4 * 16_000]), made(noise[: 4 * 16_000])], THRESHOLD) == []
+    assert find_pairs([], THRESHOLD) == find_pairs([made(noise)], THRESHOLD) == []
+    assert made(noise[: 8 * 16_000], 4000).shape[1] == 24  # bands beyond half of a low rate are empty
+
+
+def test_copies_share_a_split_and_are_listed(tmp_path: Path) -> None:
+    source = tmp_path / "music"
+    source.mkdir()
+    rows = []
+    for number, track in enumerate(DEMO[:4]):
+        (source / track.name).symlink_to(track)
+        rows.append({"path": track.name, "caption": "c", "artist": f"artist {number}"})
+    for number, suffix in enumerate((".mp3", ".ogg")):
+        copy(DEMO[number], source / f"copy{suffix}", 1.3, 0.4)
+        rows.append({"path": f"copy{suffix}", "caption": "c", "artist": "thief"})
+    (source / "captions.json").write_text(json.dumps(rows))
+    settings = params.Manifest(valid_share=0.2, test_share=0.2)
+    made = make_manifest(source, None, tmp_path / "out", settings)
+    names = {"copy.mp3": DEMO[0].name, "copy.ogg": DEMO[1].name}
+    listed = list(csv.DictReader((tmp_path / "out" / "duplicates.csv").open(encoding="utf-8")))
+    assert {(row["path"], row["copy_of"]) for row in listed} == {(b, a) if a < b else (a, b) for a, b in names.items()}
+    assert all(THRESHOLD <= float(row["similarity"]) < 1 for row in listed)
+    track = {track.path: track for track in read_manifest(tmp_path / "out").tracks}
+    assert len({track[name].split for pair in names.items() for name in pair}) == 1
+    assert all(track[a].recording == track[b].recording != "" for a, b in names.items())
+    assert track["copy.mp3"].recording != track["copy.ogg"].recording
+    assert len(made.duplicates) == 2
+    off = make_manifest(source, None, tmp_path / "off", settings.model_copy(update={"near_duplicate": None}))
+    assert off.duplicates == ()
