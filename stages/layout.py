@@ -78,6 +78,16 @@ class Layout:
         return self.work / "metrics"
 
     @property
+    def listening(self) -> Path:
+        """A listening test: its answers (survey.db), its blinded clips, and what it refused (survey.log)."""
+        return self.work / "listening"
+
+    @property
+    def studio(self) -> Path:
+        """What people made in the studio, one folder for each browser."""
+        return self.work / "studio"
+
+    @property
     def report(self) -> Path:
         """report.html, self-contained."""
         return self.work / "report"

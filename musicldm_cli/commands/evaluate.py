@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from musicldm_cli.commands import listen
 from musicldm_cli.session import Session, session
 
 if TYPE_CHECKING:
     pass
 
 app = typer.Typer(no_args_is_help=True, help="Measure quality, relevance and novelty.")
+app.add_typer(listen.app, name="listen")
 
 Generated = Annotated[Path | None, typer.Argument(metavar="[GEN]", help="Folder of clips; default work/generated.")]
 Override = Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one parameter.")]
@@ -51,7 +53,7 @@ def quality(
     with found.output.progress() as progress:
         result = run.quality(
             generated or found.layout.generated, reference, found.layout.shards, _clap(found, clap), params, folder,
-            progress,
+            found.layout.metrics / "cache", progress,
         )  # fmt: skip
     keys = ("fd", "kid", "is_softmax", "kl_softmax", "kl_sigmoid")
     lines = [_line(key, result[key]) for key in keys if result[key] is not None]
@@ -83,30 +85,96 @@ def relevance(
 def novelty(
     context: typer.Context,
     generated: Generated = None,
+    index: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Index of `eval index`; default that of work/shards.")
+    ] = None,
     fail_over: Annotated[
-        str | None,
-        typer.Option(metavar="SHARE@SIM", help="Exit 7 when more than SHARE have a training clip this near."),
+        list[str] | None,
+        typer.Option(
+            metavar="SHARE@SIM",
+            help="Exit 7 when more than SHARE have a training clip this near; mel:SHARE@SIM by log-mel similarity.",
+        ),
     ] = None,
     clap: ClapFolder = None,
     out: Out = None,
     override: Override = None,
 ) -> None:
-    """The nearest training clip of every generated one, and the share that is suspiciously near (SIM_AA)."""
+    """The nearest training music of every clip, by CLAP and by spectrogram, and the share that is too near."""
     from stages.evaluate import run
     from stages.evaluate.novelty import parse_gate
 
     found = session(context)
-    gate = None if fail_over is None else parse_gate(fail_over)
+    gates = [parse_gate(text) for text in fail_over or []]
     params, folder = found.params(override), out or found.layout.metrics / "novelty"
     with found.output.progress() as progress:
         result = run.novelty(
-            generated or found.layout.generated, found.layout.shards, _clap(found, clap), params, folder,
-            found.layout.metrics / "cache", gate, progress,
+            generated or found.layout.generated, found.layout.shards, index, _clap(found, clap), params, folder,
+            found.layout.metrics / "cache", gates, progress,
         )  # fmt: skip
     lines = []
     for row in ("generated", "held_out"):
         lines += [_line(f"{row} {key}", value) for key, value in (result[row] or {}).items()]
     _show(found, lines, [folder / run.METRICS, folder / "nearest.csv"], result)
+
+
+@app.command()
+def index(
+    context: typer.Context,
+    source: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Shards, or a folder of audio; default work/shards.")
+    ] = None,
+    half: Annotated[
+        bool, typer.Option("--half", help="Keep vectors in 16 bits: half the size, similarity to 1e-3.")
+    ] = False,
+    duplicates: Annotated[
+        bool, typer.Option("--duplicates", help="Also list what the training set holds twice.")
+    ] = False,
+    clap: ClapFolder = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: where `eval novelty` looks.")] = None,
+    override: Override = None,
+) -> None:
+    """Embed the training set once, for `eval novelty` and `eval relevance`; goes on where it was interrupted."""
+    from stages.evaluate import run
+
+    found = session(context)
+    params, cache = found.params(override), found.layout.metrics / "cache"
+    with found.output.progress() as progress:
+        path, figures = run.index_training(
+            source or found.layout.shards, _clap(found, clap), params, out, cache,
+            "float16" if half else "float32", duplicates, progress,
+        )  # fmt: skip
+    lines = [f"{path}: {figures['n_windows']} windows of {figures['n_tracks']} tracks, {figures['bytes'] / 1e6:.1f} MB"]
+    lines += [_line(key, value) for key, value in figures.items() if key.startswith("duplicates")]
+    found.output.result("\n".join(lines), [path], **figures)
+
+
+@app.command()
+def planted(
+    context: typer.Context,
+    others: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="More music that was not trained on, beside valid and test.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=2, help="Copies of each kind.")] = 100,
+    clap: ClapFolder = None,
+    out: Out = None,
+    override: Override = None,
+) -> None:
+    """Test the novelty audit itself: hide disguised training excerpts among other music, count those it finds."""
+    from stages.evaluate import run
+
+    found = session(context)
+    params, folder = found.params(override), out or found.layout.metrics / "planted"
+    with found.output.progress() as progress:
+        result = run.planted(
+            found.layout.shards, others, _clap(found, clap), params, folder, found.layout.metrics / "cache", count,
+            progress,
+        )  # fmt: skip
+    lines = [f"recall at 1% false alarms of {result['n_innocent']} innocent clips; clap: {result['backbone']}"]
+    for measure in ("clap", "mel"):
+        rows = result[measure]
+        lines.append(f"{measure}: alarm above {rows['alarm_level']:.4f}")
+        lines += [_line(f"  {key}", value) for key, value in rows.items() if key.startswith("recall")]
+    _show(found, lines, [folder / run.METRICS, folder / "planted.csv"], result)
 
 
 @app.command()
