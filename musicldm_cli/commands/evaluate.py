@@ -55,7 +55,7 @@ def quality(
             generated or found.layout.generated, reference, found.layout.shards, _clap(found, clap), params, folder,
             found.layout.metrics / "cache", progress,
         )  # fmt: skip
-    keys = ("fd", "kid", "is_softmax", "kl_softmax", "kl_sigmoid")
+    keys = ("fd", "fd_infinity", "kid", "density", "coverage", "is_softmax", "is_one_split", "kl_softmax", "kl_sigmoid")
     lines = [_line(key, result[key]) for key in keys if result[key] is not None]
     lines.append(f"backbone {result['backbone']}; {result['n_generated']} generated, {result['n_reference']} real")
     _show(found, lines, [folder / run.METRICS], result)

@@ -4,11 +4,10 @@ Every clip is mono at the model's rate, one window of the clip length (longer au
 from its start, its tail dropped; shorter audio is padded with silence), mean removed, scaled to one peak.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Protocol
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -17,15 +16,16 @@ from torch import Tensor
 
 from stages.audio import io as audio_io
 from stages.data.shards import ShardReader
-from stages.errors import DataError, ModelError
+from stages.errors import DataError
+from stages.evaluate.backbones import Backbone
+from stages.evaluate.cache import EmbeddingCache, Entry, key
+from stages.evaluate.search import nearest
 from stages.params import Audio
 from stages.progress import Progress, silent
-from stages.store import atomic_file, model_digest
 
-BATCH = 8
+BATCH = 4
 SILENCE_PEAK = 1e-4  # -80 dB of full scale
 SHORTEST_SECONDS = 0.5
-TAG_EPSILON = 1e-9  # probabilities this near to 0 or 1 have no finite logit in float32
 
 
 @dataclass(frozen=True)
@@ -51,51 +51,20 @@ class Embedded:
     rates: list[int] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-
-class Backbone(Protocol):
-    """`name` with version; call: (B, L) float32 at the clip rate -> vectors (B, D), logits (B, K) or None."""
+    def __len__(self) -> int:
+        return len(self.names)
 
     @property
-    def name(self) -> str: ...
-    def __call__(self, waveform: Tensor) -> tuple[Tensor, Tensor | None]: ...
+    def n_tracks(self) -> int:
+        return len(set(self.names))
 
+    def place(self, row: int) -> tuple[str, float]:
+        """Name and start in seconds of a row."""
+        return self.names[row], float(self.starts[row])
 
-class ClapBackbone:
-    """The audio tower of a trained CLAP folder (or of the CLAP inside an `ldm` folder)."""
-
-    def __init__(self, folder: Path, sample_rate: int) -> None:
-        from stages.clap.model import load_clap
-
-        if not folder.is_dir():
-            raise ModelError(f"There is no model folder {folder}.", "Make it with: dvc repro, or: musicldm train clap")
-        self.clap, self.sample_rate = load_clap(folder), sample_rate
-        self.name = f"clap {model_digest(folder)}"
-
-    @torch.no_grad()
-    def __call__(self, waveform: Tensor) -> tuple[Tensor, None]:
-        return self.clap.embed_audio(waveform, self.sample_rate), None
-
-
-class MusicnnBackbone:
-    """musicnn trained on MagnaTagATune: 200-d embedding, 50 tags, means over 3 s patches.
-
-    The tags' logits are those of the mean probabilities.
-    """
-
-    def __init__(self, sample_rate: int) -> None:
-        from stages.audio.musicnn import load_musicnn
-
-        self.network, self.sample_rate = load_musicnn("MTT_musicnn"), sample_rate
-        self.name = "musicnn MTT_musicnn"
-
-    @torch.no_grad()
-    def __call__(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
-        from torchaudio.functional import resample
-
-        from stages.audio.musicnn import SAMPLE_RATE
-
-        tags, vectors = self.network(resample(waveform, self.sample_rate, SAMPLE_RATE))
-        return vectors, torch.logit(tags.double(), eps=TAG_EPSILON)
+    def search(self, queries: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """The largest dot product (Q,) of each query (Q, D) with a row, and the row."""
+        return nearest(queries, self.vectors)
 
 
 def windows(samples: int, size: int) -> list[int]:
@@ -143,56 +112,95 @@ def shard_segments(reader: ShardReader, split: str, audio: Audio) -> Iterator[Se
             yield Segment(track.id, start / reader.sample_rate, part, reader.sample_rate)
 
 
-def normalised(samples: NDArray[np.float32], audio: Audio) -> Tensor:
-    """(clip_samples,): mean removed, peak at audio.peak, padded with zeros; silence stays silence."""
+def normalised(samples: NDArray[np.float32], audio: Audio, keeps_level: bool = False) -> Tensor:
+    """(clip_samples,): mean removed, peak at audio.peak unless the level is kept, padded with zeros; what is
+    silent is zeros."""
     centred = torch.from_numpy(np.ascontiguousarray(samples))
     centred = centred - centred.mean()
     peak = centred.abs().max()
-    scaled = centred * (audio.peak / peak) if peak > SILENCE_PEAK else torch.zeros_like(centred)
-    return torch.nn.functional.pad(scaled, (0, audio.clip_samples - len(scaled)))
+    if peak <= SILENCE_PEAK:
+        centred = torch.zeros_like(centred)
+    elif not keeps_level:
+        centred = centred * (audio.peak / peak)
+    return torch.nn.functional.pad(centred, (0, audio.clip_samples - len(centred)))
+
+
+def preprocessing(audio: Audio, backbone: Backbone) -> str:
+    """What every window goes through before the network hears it; part of every figure's name."""
+    level = "own level" if backbone.keeps_level else f"peak {audio.peak:g}"
+    patches = f", one vector for each {backbone.patch_seconds:g} s" if backbone.patch_seconds else ""
+    return f"{audio.sample_rate} Hz mono, {audio.clip_seconds:g} s windows, mean removed, {level}{patches}"
+
+
+def embed_stream(
+    segments: Iterable[Segment], backbone: Backbone, audio: Audio, what: str,
+    cache: EmbeddingCache | None = None, progress: Progress = silent,
+) -> Iterator[list[tuple[Segment, Entry, bool]]]:  # fmt: skip
+    """Batches of windows with their embeddings, and whether each is silent; what `cache` holds is not computed.
+
+    The network always sees BATCH rows, if need be of silence: the bits of a row must not depend on how many
+    neighbours it happens to have.
+    """
+    how, done = preprocessing(audio, backbone), 0
+    for batch in _batches(segments):
+        clips = [normalised(segment.samples, audio, backbone.keeps_level) for segment in batch]
+        keys = [key(clip.numpy(), backbone.name, how) for clip in clips]
+        entries = cache.find(keys) if cache is not None else [None] * len(batch)
+        new = [i for i, entry in enumerate(entries) if entry is None]
+        if new:
+            made = _run(backbone, [clips[i] for i in new])
+            for i, entry in zip(new, made, strict=True):
+                entries[i] = entry
+            if cache is not None:
+                cache.add([keys[i] for i in new], made)
+        done += len(batch)
+        progress(f"Embed {what}", done, 0)
+        yield [(s, e, not c.any()) for s, e, c in zip(batch, entries, clips, strict=True) if e is not None]
+
+
+def _batches(segments: Iterable[Segment]) -> Iterator[list[Segment]]:
+    iterator = iter(segments)
+    while batch := list(islice(iterator, BATCH)):
+        yield batch
+
+
+def _run(backbone: Backbone, clips: list[Tensor]) -> list[Entry]:
+    padding = [torch.zeros_like(clips[0])] * (BATCH - len(clips))
+    vectors, logits = backbone(torch.stack([*clips, *padding]))
+    rows = (vectors if vectors.ndim == 3 else vectors[:, None]).float().cpu().numpy()
+    tags = None if logits is None else logits.double().cpu().numpy()
+    return [Entry(rows[i], None if tags is None else tags[i]) for i in range(len(clips))]
 
 
 def embed(
-    segments: Iterable[Segment], backbone: Backbone, audio: Audio, what: str, progress: Progress = silent
-) -> Embedded:
+    segments: Iterable[Segment], backbone: Backbone, audio: Audio, what: str,
+    cache: EmbeddingCache | None = None, progress: Progress = silent,
+) -> Embedded:  # fmt: skip
     """Embed windows in batches. Raises DataError when there are none, or all are silent.
 
-    `what` names the set in warnings and progress.
+    `what` names the set in warnings and progress. A window of a network with patches gives a row for each.
     """
     names: list[str] = []
     starts: list[float] = []
     rates: set[int] = set()
     mute: set[str] = set()
-    vectors: list[Tensor] = []
-    logits: list[Tensor] = []
-
-    def flush(batch: list[Tensor]) -> None:
-        found, tags = backbone(torch.stack(batch))
-        vectors.append(found.double().cpu())
-        logits.extend([] if tags is None else [tags.double().cpu()])
-        progress(f"Embed {what}", len(names), 0)
-
-    batch: list[Tensor] = []
-    for segment in segments:
-        names.append(segment.name)
-        starts.append(segment.start_seconds)
-        rates.add(segment.source_rate)
-        batch.append(normalised(segment.samples, audio))
-        if not batch[-1].any():
-            mute.add(segment.name)
-        if len(batch) == BATCH:
-            flush(batch)
-            batch = []
-    if batch:
-        flush(batch)
+    vectors: list[NDArray[np.float32]] = []
+    logits: list[NDArray[np.float64]] = []
+    for batch in embed_stream(segments, backbone, audio, what, cache, progress):
+        for segment, entry, is_mute in batch:
+            names += [segment.name] * len(entry.vectors)
+            starts += [segment.start_seconds + patch * backbone.patch_seconds for patch in range(len(entry.vectors))]
+            rates.add(segment.source_rate)
+            vectors.append(entry.vectors)
+            logits += [] if entry.logits is None else [entry.logits]
+            mute |= {segment.name} if is_mute else set()
     if not names:
         raise DataError(f"The set `{what}` has no clips.", "Check the splits of the manifest: musicldm data check")
     if mute == set(names):
-        raise DataError(f"All {len(names)} clips of the set `{what}` are silent.", "Train the model longer.")
-    preprocessing = f"{audio.sample_rate} Hz mono, {audio.clip_seconds:g} s windows, mean removed, peak {audio.peak:g}"
+        raise DataError(f"All {len(mute)} clips of the set `{what}` are silent.", "Train the model longer.")
     return Embedded(
-        names, np.asarray(starts), torch.cat(vectors).numpy(), torch.cat(logits).numpy() if logits else None,
-        backbone.name, preprocessing, sorted(rates), _warnings(what, rates, mute, names),
+        names, np.asarray(starts), np.concatenate(vectors).astype(np.float64), np.stack(logits) if logits else None,
+        backbone.name, preprocessing(audio, backbone), sorted(rates), _warnings(what, rates, mute, names),
     )  # fmt: skip
 
 
@@ -203,23 +211,3 @@ def _warnings(what: str, rates: set[int], mute: set[str], names: list[str]) -> l
     if mute:
         found.append(f"{len(mute)} of {len(set(names))} in the set `{what}` have silent windows: {sorted(mute)[0]} ...")
     return found
-
-
-def cached(path: Path, make: Callable[[], Embedded]) -> Embedded:
-    """The embeddings stored at `path` (.npz), else made and stored there. The path must name all inputs' digests."""
-    if path.exists():
-        try:
-            with np.load(path, allow_pickle=False) as data:
-                found = {key: data[key] for key in data.files}
-            return Embedded(
-                found["names"].tolist(), found["starts"], found["vectors"],
-                found.get("logits"), str(found["backbone"]), str(found["preprocessing"]),
-                found["rates"].tolist(), found["warnings"].tolist(),
-            )  # fmt: skip
-        except (OSError, ValueError, KeyError, BadZipFile):
-            path.unlink()  # not ours, or cut short: it is made anew below
-    embedded = make()
-    arrays = {key: np.asarray(value) for key, value in vars(embedded).items() if value is not None}
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    return embedded

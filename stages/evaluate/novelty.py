@@ -1,17 +1,41 @@
-"""Is it new: the nearest training window of every generated clip, by CLAP audio similarity (paper, table 2)."""
+"""Is it new: the nearest training music of every generated clip, by two similarities.
+
+CLAP's (paper, table 2) compares windows of training tracks as wholes, and hears style. The log-mel one
+(stages.evaluate.spectral) slides every clip along every training track, and hears copies.
+"""
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import GateError, UsageError
+from stages.evaluate import spectral
 from stages.evaluate.embeddings import Embedded
+from stages.evaluate.index import TrainingIndex
 from stages.evaluate.intervals import mean_figure, share_figure
 from stages.params import Evaluate
+
+
+class Training(Protocol):
+    """Training windows that can be searched: an index folder, or an embedded set."""
+
+    @property
+    def n_tracks(self) -> int: ...
+    def __len__(self) -> int: ...
+    def place(self, row: int) -> tuple[str, float]: ...
+    def search(self, queries: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]: ...
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A set's log-mel search: its best stretches, and the names of the training tracks they are in."""
+
+    best: spectral.Best
+    tracks: list[str]
 
 
 @dataclass(frozen=True)
@@ -20,89 +44,112 @@ class Gate:
 
     share: float
     threshold: float
+    measure: Literal["aa", "mel"] = "aa"
+
+    @property
+    def key(self) -> str:
+        return f"sim_{self.measure}@{self.threshold:g}"
 
 
 def parse_gate(text: str) -> Gate:
-    """`0.05@0.95` -> Gate(0.05, 0.95). Raises UsageError."""
+    """`0.05@0.95` -> Gate(0.05, 0.95); `mel:0@0.7` is about the log-mel similarity. Raises UsageError."""
     number = r"(0(?:\.\d+)?|1(?:\.0+)?|\.\d+)"
-    match = re.fullmatch(f"{number}@{number}", text.strip())
+    match = re.fullmatch(f"(mel:)?{number}@{number}", text.strip())
     if match is None:
-        raise UsageError(f"--fail-over {text!r} is not SHARE@SIMILARITY (0 to 1 each).", "E.g.: --fail-over 0.05@0.95")
-    return Gate(float(match[1]), float(match[2]))
+        raise UsageError(
+            f"--fail-over {text!r} is not SHARE@SIMILARITY (0 to 1 each).",
+            "E.g.: --fail-over 0.05@0.95, or of the log-mel similarity: --fail-over mel:0@0.7",
+        )
+    return Gate(float(match[2]), float(match[3]), "mel" if match[1] else "aa")
 
 
-def nearest(queries: Embedded, training: Embedded) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Cosine (N,) of each window with its nearest training window, and that window's row (exact search)."""
-    index = faiss.IndexFlatIP(training.vectors.shape[1])
-    index.add(training.vectors.astype(np.float32))
-    similarity, rows = index.search(queries.vectors.astype(np.float32), 1)
-    return np.clip(similarity[:, 0], -1, 1), rows[:, 0]
+def hear(sketches: Sequence[spectral.Frames], index: TrainingIndex) -> Heard:
+    """The most similar stretch of training music for each clip's sketch."""
+    return Heard(spectral.search(sketches, index.sketches()), [track.id for track in index.tracks])
 
 
 def novelty(
-    generated: Embedded, held_out: Embedded | None, training: Embedded, settings: Evaluate, gate: Gate | None = None
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    generated: Embedded, held_out: Embedded | None, training: Training, settings: Evaluate,
+    gates: Iterable[Gate] = (), heard: dict[str, Heard] | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
     """Figures, and one row for each generated and held-out window.
 
     `held_out` are real clips of no training artist: what similarity music has that was not copied. SIM_AA@t is
-    the share of windows whose nearest training window has a similarity of at least t.
+    the share of windows whose nearest training window has a similarity of at least t; sim_mel@t the same of the
+    log-mel similarity, where `heard` has it for `generated` and `held_out`.
     """
-    thresholds = sorted({*settings.thresholds, *([] if gate is None else [gate.threshold])})
+    wanted = {m: sorted({*settings.thresholds, *(g.threshold for g in gates if g.measure == m)}) for m in ("aa", "mel")}
     result: dict[str, Any] = {
         "backbone": generated.backbone,
         "preprocessing": generated.preprocessing,
+        "mel": spectral.VERSION if heard else None,
         "n_generated": len(generated.names),
-        "n_training_windows": len(training.names),
-        "n_training_tracks": len(set(training.names)),
+        "n_training_windows": len(training),
+        "n_training_tracks": training.n_tracks,
         "intervals": f"95%, Wilson for shares; percentiles of {settings.bootstrap} bootstrap draws for means",
         "generated": None,
         "held_out": None,
     }
     table: list[dict[str, Any]] = []
     for which, queries in (("generated", generated), ("held_out", held_out)):
-        if queries is not None:
-            similarity, rows = nearest(queries, training)
-            result[which] = _figures(queries.names, similarity, thresholds, settings)
-            table += _table(which, queries, training, similarity, rows)
-    warnings = [*generated.warnings, *training.warnings]
+        if queries is None:
+            continue
+        similarity, rows = training.search(queries.vectors)
+        similarity = np.clip(similarity, -1, 1)
+        result[which] = _figures("aa", queries.names, similarity, wanted["aa"], settings)
+        found = _table(which, queries, training, similarity, rows)
+        if heard:
+            best = heard[which].best
+            result[which] |= _figures("mel", queries.names, best.similarity.astype(np.float64), wanted["mel"], settings)
+            found = [row | _stretch(heard[which], i) for i, row in enumerate(found)]
+        table += sorted(found, key=lambda row: -float(row["similarity"]))
+    warnings = list(generated.warnings)
     if held_out is None:
         warnings.append("There is no test split, so there is no reference row of held-out music.")
     return result | {"warnings": warnings}, table
 
 
 def _table(
-    which: str, queries: Embedded, training: Embedded, similarity: NDArray[np.float32], rows: NDArray[np.int64]
+    which: str, queries: Embedded, training: Training, similarity: NDArray[np.float64], rows: NDArray[np.int64]
 ) -> list[dict[str, Any]]:
-    """One row a window, the most similar first."""
-    found = zip(queries.names, queries.starts, similarity, rows, strict=True)
-    table = [
-        {
-            "set": which,
-            "id": name,
-            "start_seconds": round(float(start), 3),
-            "similarity": round(float(value), 6),
-            "training_track": training.names[row],
-            "training_start_seconds": round(float(training.starts[row]), 3),
-        }
-        for name, start, value, row in found
-    ]
-    return sorted(table, key=lambda row: -float(row["similarity"]))
+    """One row a window, in their order."""
+    table = []
+    for name, start, value, row in zip(queries.names, queries.starts, similarity, rows, strict=True):
+        track, at = training.place(int(row))
+        table.append({
+            "set": which, "id": name, "start_seconds": round(float(start), 3), "similarity": round(float(value), 6),
+            "training_track": track, "training_start_seconds": round(at, 3),
+        })  # fmt: skip
+    return table
+
+
+def _stretch(heard: Heard, i: int) -> dict[str, Any]:
+    number = int(heard.best.track[i])
+    return {
+        "mel_similarity": round(float(heard.best.similarity[i]), 6),
+        "mel_training_track": heard.tracks[number] if number >= 0 else "",
+        "mel_training_start_seconds": round(float(heard.best.start[i]), 3),
+    }
 
 
 def _figures(
-    names: list[str], similarity: NDArray[np.float32], thresholds: list[float], settings: Evaluate
+    measure: str, names: list[str], values: NDArray[np.float64], thresholds: list[float], settings: Evaluate
 ) -> dict[str, Any]:
-    values = similarity.astype(np.float64)
-    shares = {f"sim_aa@{t:g}": share_figure(int((similarity >= np.float32(t)).sum()), len(names)) for t in thresholds}
-    return shares | {"mean_similarity": mean_figure(values, names, settings.bootstrap, settings.seed)}
+    mean = "mean_similarity" if measure == "aa" else "mean_mel_similarity"
+    single = values.astype(np.float32)  # so that 0.95 is not missed by what float64 adds
+    shares = {
+        f"sim_{measure}@{t:g}": share_figure(int((single >= np.float32(t)).sum()), len(names)) for t in thresholds
+    }
+    return shares | {mean: mean_figure(values, names, settings.bootstrap, settings.seed)}
 
 
 def check_gate(result: dict[str, Any], gate: Gate) -> None:
     """Raises GateError when the measured share is over the gate's."""
-    found = result["generated"][f"sim_aa@{gate.threshold:g}"]
+    found = result["generated"][gate.key]
     if found["value"] > gate.share:
         raise GateError(
-            f"{found['value']:.1%} of {found['n']} clips have a training clip of similarity >= {gate.threshold:g}; "
+            f"{found['value']:.1%} of {found['n']} clips have a training clip of {'log-mel ' * (gate.measure == 'mel')}"
+            f"similarity >= {gate.threshold:g}; "
             f"the gate allows {gate.share:.1%}.",
             "Look at the nearest pairs: musicldm eval report. Train with mixup, or on more music.",
         )

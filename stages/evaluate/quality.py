@@ -1,8 +1,11 @@
-"""How near a set of clips is to real music: FD, KID, IS and KL over a stated network's embeddings and tags.
+"""How near a set of clips is to real music, over a stated network's embeddings and tags.
 
+FD, IS, KL and KID are audioldm_eval's, density and coverage those of Naeem et al. 2020 (arXiv 2002.09797), the
+extrapolation of FD to endless sets that of Chong and Forsyth 2020 (arXiv 1911.07023).
 The same metric over another network or another preprocessing is another number; every figure names both.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +15,15 @@ from scipy.special import rel_entr
 
 from stages.errors import DataError
 from stages.evaluate.embeddings import Embedded
-from stages.evaluate.intervals import Rows, distance_figure, mean_figure, resampler
+from stages.evaluate.intervals import Rows, distance_figure, figure, mean_figure, resampler
 from stages.params import Evaluate
 
 Array = NDArray[np.float64]
 EPSILON = 1e-6  # under the logarithm of KL, as in audioldm_eval
-IS_SPLITS = 1  # a score over more splits is lower and cannot be compared with this one
+IS_SPLITS, IS_SEED = 10, 2020  # audioldm_eval's; a score over fewer splits is higher and cannot be compared
+NEIGHBOURS = 5  # of density and coverage, as in their paper
+FD_SIZES, FD_REPEATS = 12, 8  # of the extrapolation: set sizes, and random subsets of each
+FD_LEAST = 0.25  # of the set: its smallest subsets
 
 
 def frechet_distance(x: Array, y: Array) -> float:
@@ -29,10 +35,15 @@ def frechet_distance(x: Array, y: Array) -> float:
     """
     if min(len(x), len(y)) < 2:
         raise ValueError("a covariance needs two clips")
-    a, b = (_root(rows) for rows in (x, y))
-    trace = float(np.linalg.svd(a @ b.T, compute_uv=False).sum())
-    mean = float(np.square(x.mean(0) - y.mean(0)).sum())
-    return max(0.0, mean + float(np.square(a).sum() + np.square(b).sum()) - 2 * trace)
+    return _distance_to(x, y.mean(0), _root(y))
+
+
+def _distance_to(x: Array, centre: Array, root: Array) -> float:
+    """FD of x (N, D) to the Gaussian with mean `centre` and covariance root^T root."""
+    a = _root(x)
+    trace = float(np.linalg.svd(a @ root.T, compute_uv=False).sum())
+    mean = float(np.square(x.mean(0) - centre).sum())
+    return max(0.0, mean + float(np.square(a).sum() + np.square(root).sum()) - 2 * trace)
 
 
 def _root(rows: Array) -> Array:
@@ -53,10 +64,60 @@ def kernel_distance(xx: Array, yy: Array, xy: Array) -> float:
     return float(within - 2 * xy.mean())
 
 
-def inception_score(p: Array) -> float:
-    """exp of the mean KL(p(class | clip) || p(class)) over probabilities p (N, K) (Salimans et al. 2016)."""
-    marginal = p.mean(0, keepdims=True)
-    return float(np.exp((p * (np.log(p) - np.log(marginal))).sum(1).mean()))
+def density_coverage(made: Array, real: Array, k: int = NEIGHBOURS) -> tuple[float, float]:
+    """Density and coverage of made (M, D) against real (N, D), N > k.
+
+    Each real clip owns the ball up to its k-th nearest real neighbour. Density is the number of balls a made
+    clip lies in, on average and over k (1 is as dense as the real set, it may be more); coverage the share of
+    balls that hold a made clip. Raises ValueError for too few real clips.
+    """
+    if len(real) <= k:
+        raise ValueError(f"{len(real)} real clips have no {k} neighbours")
+    radius = np.partition(_distances(real, real), k, axis=1)[:, k]  # itself is the 0-th
+    inside = _distances(real, made) < radius[:, None]
+    return float(inside.sum() / (k * len(made))), float(inside.any(1).mean())
+
+
+def _distances(x: Array, y: Array) -> Array:
+    from scipy.spatial.distance import cdist
+
+    return np.asarray(cdist(x, y))
+
+
+def fd_infinity(made: Array, real: Array, seed: int) -> tuple[float, float, float]:
+    """FD extrapolated to endlessly many made clips, the interval's half width, and R^2 of the fit.
+
+    FD falls in proportion to 1 / N; a line through random subsets of FD_SIZES sizes meets 1 / N = 0 there. The
+    reference stays whole. The half width is 1.96 standard errors over FD_REPEATS separate fits.
+    """
+    generator = np.random.default_rng(seed)
+    sizes = np.unique(np.linspace(max(2, FD_LEAST * len(made)), len(made), FD_SIZES).round().astype(int))
+    root = _root(real)
+    found = np.array([
+        [_distance_to(made[generator.choice(len(made), n, replace=False)], real.mean(0), root) for n in sizes]
+        for _ in range(FD_REPEATS)
+    ])  # fmt: skip
+    fits = [np.polynomial.polynomial.polyfit(1 / sizes, row, 1)[0] for row in found]
+    mean = found.mean(0)
+    start, slope = np.polynomial.polynomial.polyfit(1 / sizes, mean, 1)
+    spread = float(np.square(mean - mean.mean()).sum())
+    fit = 1 - float(np.square(mean - start - slope / sizes).sum()) / spread if spread > 0 else 1.0
+    return float(start), 1.96 * float(np.std(fits, ddof=1) / np.sqrt(FD_REPEATS)), fit
+
+
+def inception_score(p: Array, splits: int = 1, seed: int = IS_SEED) -> float:
+    """exp of the mean KL(p(class | clip) || p(class)) over probabilities p (N, K) (Salimans et al. 2016).
+
+    With splits, as in audioldm_eval: the clips are shuffled with the seed, cut into runs of equal length, and
+    the scores of the runs averaged.
+    """
+    shuffled = p[np.random.RandomState(seed).permutation(len(p))] if splits > 1 else p
+    cuts = [i * len(p) // splits for i in range(splits + 1)]
+    return float(np.mean([_one_score(shuffled[a:b]) for a, b in itertools.pairwise(cuts)]))
+
+
+def _one_score(p: Array) -> float:
+    return float(np.exp((rel_entr(p, p.mean(0, keepdims=True))).sum(1).mean()))
 
 
 def kl_divergences(target: Array, generated: Array) -> Array:
@@ -108,9 +169,25 @@ def _set_distances(generated: Embedded, reference: Embedded, settings: Evaluate)
 
     draws = _draws(generated, reference, settings)
     distances = [frechet_distance(x[i], y[j]) for i, j in draws]
+    limit, half, fit = fd_infinity(x, y, settings.seed)
     return {
         "fd": distance_figure(frechet_distance(x, y), distances, n),
+        "fd_infinity": figure(limit, limit - half, limit + half, n) | {"r_squared": fit},
         "kid": distance_figure(kernel_distance(xx, yy, xy), [kid(i, j) for i, j in draws], n),
+        **_neighbours(x, y, draws),
+    }
+
+
+def _neighbours(x: Array, y: Array, draws: list[tuple[Rows, Rows]]) -> dict[str, Any]:
+    """Density and coverage; only the made set is resampled, since a real clip drawn twice has a ball of no size."""
+    if len(y) <= NEIGHBOURS:
+        return {"density": None, "coverage": None}
+    both = density_coverage(x, y)
+    replicates = np.array([density_coverage(x[i], y) for i, _ in draws]).reshape(-1, 2)
+    names = ("density", "coverage")
+    return {
+        k: distance_figure(v, replicates[:, i].tolist(), len(x))
+        for i, (k, v) in enumerate(zip(names, both, strict=True))
     }
 
 
@@ -123,12 +200,20 @@ def _draws(generated: Embedded, reference: Embedded, settings: Evaluate) -> list
 
 def _tag_figures(generated: Embedded, reference: Embedded, settings: Evaluate) -> dict[str, Any]:
     if generated.logits is None or reference.logits is None:
-        return {"is_softmax": None, "kl_softmax": None, "kl_sigmoid": None}
+        return dict.fromkeys(("is_softmax", "is_one_split", "kl_softmax", "kl_sigmoid"))
     p = softmax(generated.logits)
-    draw, generator = resampler(generated.names), np.random.default_rng(settings.seed)
-    replicates = [inception_score(p[draw(generator)]) for _ in range(settings.bootstrap)]
-    score = distance_figure(inception_score(p), replicates, len(p)) | {"splits": IS_SPLITS}
-    return {"is_softmax": score, **_paired(generated, reference, settings)}
+    return {
+        "is_softmax": _score(p, IS_SPLITS, generated.names, settings) if len(p) >= 2 * IS_SPLITS else None,
+        "is_one_split": _score(p, 1, generated.names, settings),
+        **_paired(generated, reference, settings),
+    }
+
+
+def _score(p: Array, splits: int, names: list[str], settings: Evaluate) -> dict[str, Any]:
+    draw, generator = resampler(names), np.random.default_rng(settings.seed)
+    drawn = [draw(generator) for _ in range(settings.bootstrap)]
+    replicates = [inception_score(p[rows], splits) for rows in drawn if len(rows) >= splits]
+    return distance_figure(inception_score(p, splits), replicates, len(p)) | {"splits": splits}
 
 
 def _paired(generated: Embedded, reference: Embedded, settings: Evaluate) -> dict[str, Any]:
@@ -153,8 +238,12 @@ def _warnings(generated: Embedded, reference: Embedded) -> list[str]:
     if n <= dimensions:
         found.append(
             f"FD is biased upwards: {n} clips do not determine a covariance of {dimensions} dimensions; compare it "
-            "with sets of the same size only, and look at KID, which is unbiased."
+            "with sets of the same size only, and look at KID, which is unbiased, and at FD-infinity."
         )
+    if generated.logits is not None and len(generated.names) < 2 * IS_SPLITS:
+        found.append(f"IS over {IS_SPLITS} splits needs {2 * IS_SPLITS} clips; there are {len(generated.names)}.")
+    if len(reference.names) <= NEIGHBOURS:
+        found.append(f"Density and coverage need more than {NEIGHBOURS} reference clips.")
     if sorted(set(generated.rates)) != sorted(set(reference.rates)):
         found.append("Generated and reference files have different sample rates; bandwidth alone moves these figures.")
     unpaired = len(set(generated.names) - set(reference.names))

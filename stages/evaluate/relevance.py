@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stages.errors import DataError
 from stages.evaluate.embeddings import Embedded
 from stages.evaluate.intervals import mean_figure
+from stages.evaluate.novelty import Training
 from stages.params import Evaluate
 
 Array = NDArray[np.float64]
@@ -39,18 +40,12 @@ def similarities(texts: Texts, found: Embedded) -> Array:
     return np.asarray((texts.vectors * by_name(found, texts.names)).sum(1))
 
 
-def retrieval(texts: Texts, training: Embedded) -> tuple[Array, NDArray[np.int64]]:
-    """For each caption the best similarity (N,) among training windows, and that window's row."""
-    scores = texts.vectors @ training.vectors.T
-    return scores.max(1), scores.argmax(1)
-
-
 def relevance(
     prompts: Texts,
     generated: Embedded,
     tests: Texts | None,
     test: Embedded | None,
-    training: Embedded | None,
+    training: Training | None,
     settings: Evaluate,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Figures, and one row for each prompt and for each test caption. References are null where there are no shards.
@@ -84,10 +79,10 @@ def relevance(
         real_rows = _rows("test_set", own, own_scores)
         result["test_set_reference"] = mean_figure(own_scores, own.names, settings.bootstrap, settings.seed)
     if training is not None:
-        best, where = retrieval(prompts, training)
+        best, where = training.search(prompts.vectors)
         result["retrieval_max_reference"] = mean_figure(best, prompts.names, settings.bootstrap, settings.seed)
         for row, score, index in zip(rows, best, where, strict=True):
-            row["best_training_track"] = training.names[index]
+            row["best_training_track"] = training.place(int(index))[0]
             row["best_training_similarity"] = round(float(score), 6)
     result["warnings"] = warnings
     return result, rows + real_rows

@@ -39,7 +39,9 @@ PAPER_SIMILARITY = (
     ("MuBERT", 0.131, 0.107, 0.0), ("MusicLDM", 0.281, 0.430, 0.047), ("MusicLDM, mixup", 0.234, 0.391, 0.028),
     ("MusicLDM, BAM", 0.266, 0.402, 0.027), ("MusicLDM, BLM", 0.268, 0.401, 0.020),
 )  # fmt: skip
-QUALITY = ("fd", "kid", "is_softmax", "kl_softmax", "kl_sigmoid")
+QUALITY = (
+    "fd", "fd_infinity", "kid", "density", "coverage", "is_softmax", "is_one_split", "kl_softmax", "kl_sigmoid",
+)  # fmt: skip
 RELEVANCE = ("text_audio_similarity", "test_set_reference", "retrieval_max_reference")
 
 

@@ -1,6 +1,10 @@
 """The three evaluations from folders to metrics.json: which files are read, with which network."""
 
 import csv
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +14,30 @@ from stages.clap.model import Clap
 from stages.data.shards import ShardReader
 from stages.errors import DataError
 from stages.evaluate import novelty as novelty_
+from stages.evaluate import planted as planted_
 from stages.evaluate import quality as quality_
 from stages.evaluate import relevance as relevance_
+from stages.evaluate import spectral
+from stages.evaluate.backbones import Backbone, ClapBackbone, load_backbone
+from stages.evaluate.cache import EmbeddingCache
+from stages.evaluate.duplicates import duplicates
 from stages.evaluate.embeddings import (
-    Backbone,
-    ClapBackbone,
     Embedded,
-    MusicnnBackbone,
-    cached,
+    Segment,
     embed,
     folder_files,
     folder_segments,
+    preprocessing,
     shard_segments,
-)  # fmt: skip
+)
+from stages.evaluate.index import Kept, TrainingIndex, write_index
 from stages.generate.batch import MANIFEST, read_manifest
 from stages.params import Params
 from stages.progress import Progress, silent
 from stages.store import atomic_file, write_json
 
 METRICS = "metrics.json"
+PROMPTS = "prompts.csv"
 
 
 def quality(
@@ -38,17 +47,18 @@ def quality(
     clap: Path,
     params: Params,
     out: Path,
+    cache: Path,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write out/metrics.json. `reference` None is the test split of `shards`. Raises DataError, ModelError."""
     files = folder_files(generated)
     references = None if reference is None else folder_files(reference)
-    backbone = _backbone(params, clap)
+    listen = _Listener(load_backbone(params, clap), params, cache, progress)
     if references is None:
-        real = _split(ShardReader(shards), "test", backbone, params, progress)
+        real = listen.split(ShardReader(shards), "test")
     else:
-        real = embed(folder_segments(references, params.audio), backbone, params.audio, "reference", progress)
-    made = embed(folder_segments(files, params.audio), backbone, params.audio, "generated", progress)
+        real = listen(folder_segments(references, params.audio), "reference")
+    made = listen(folder_segments(files, params.audio), "generated")
     result = quality_.quality(made, real, params.evaluate)
     write_json(out / METRICS, result)
     return result
@@ -57,14 +67,15 @@ def quality(
 def relevance(
     generated: Path, shards: Path, clap: Path, params: Params, out: Path, cache: Path, progress: Progress = silent
 ) -> dict[str, Any]:
-    """Write out/metrics.json and out/prompts.csv. Raises DataError when GEN has no manifest of prompts."""
+    """Write out/metrics.json and out/prompts.csv. Raises DataError when the prompts of GEN are not known."""
     files = folder_files(generated)
     captions = _prompts(generated)
     known = [path for path in files if path.stem in captions]
     if not known:
         raise DataError(f"No audio file of {generated} is in its {MANIFEST}.", "Make clips with: musicldm generate")
     backbone = ClapBackbone(clap, params.audio.sample_rate)
-    made = embed(folder_segments(known, params.audio), backbone, params.audio, "generated", progress)
+    listen = _Listener(backbone, params, cache, progress)
+    made = listen(folder_segments(known, params.audio), "generated")
     if len(known) < len(files):
         made.warnings.append(f"{len(files) - len(known)} files are not in {MANIFEST} and have no prompt.")
     prompts = _texts(backbone.clap, {path.stem: captions[path.stem] for path in known})
@@ -73,8 +84,8 @@ def relevance(
         reader = ShardReader(shards)
         found = {track.id: track.caption for track in reader.tracks if track.split == "test" and track.caption}
         if found:
-            tests, test = _texts(backbone.clap, found), _split(reader, "test", backbone, params, progress)
-        training = training_windows(reader, backbone, params, cache, progress)
+            tests, test = _texts(backbone.clap, found), listen.split(reader, "test")
+        training = listen.index(reader)
     result, rows = relevance_.relevance(prompts, made, tests, test, training, params.evaluate)
     _write_csv(out / "prompts.csv", rows)
     write_json(out / METRICS, result)
@@ -84,54 +95,165 @@ def relevance(
 def novelty(
     generated: Path,
     shards: Path,
+    index: Path | None,
     clap: Path,
     params: Params,
     out: Path,
     cache: Path,
-    gate: novelty_.Gate | None = None,
+    gates: Sequence[novelty_.Gate] = (),
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Write out/metrics.json and out/nearest.csv, then raise GateError when the gate does not hold."""
+    """Write out/metrics.json and out/nearest.csv, then raise GateError when a gate does not hold.
+
+    `index` is a folder of `index_training`; None: that of the train split of `shards`, built when it is not
+    there. Raises DataError when the index is of another network or preprocessing.
+    """
     files = folder_files(generated)
-    reader = ShardReader(shards)
-    backbone = ClapBackbone(clap, params.audio.sample_rate)
-    training = training_windows(reader, backbone, params, cache, progress)
-    has_test = any(track.split == "test" for track in reader.tracks)
-    held_out = _split(reader, "test", backbone, params, progress) if has_test else None
-    made = embed(folder_segments(files, params.audio), backbone, params.audio, "generated", progress)
-    result, rows = novelty_.novelty(made, held_out, training, params.evaluate, gate)
+    reader = ShardReader(shards) if index is None or (shards / "index.json").exists() else None
+    training = None if index is None else TrainingIndex(index)
+    listen = _Listener(ClapBackbone(clap, params.audio.sample_rate), params, cache, progress)
+    if training is None:
+        assert reader is not None  # noqa: S101  (there is no index only when there are shards)
+        training = listen.index(reader)
+    training.check(listen.backbone.name, preprocessing(params.audio, listen.backbone))
+    sets = {"generated": _sketched(folder_segments(files, params.audio), params)}
+    if reader is not None and any(track.split == "test" for track in reader.tracks):
+        sets["held_out"] = _sketched(shard_segments(reader, "test", params.audio), params)
+    embedded = {name: listen(segments, name.replace("_", " ")) for name, (segments, _) in sets.items()}
+    heard = {}
+    for name, (_, sketches) in sets.items():
+        progress("Compare spectrograms", len(heard), len(sets))
+        heard[name] = novelty_.hear(sketches, training)
+    result, rows = novelty_.novelty(
+        embedded["generated"], embedded.get("held_out"), training, params.evaluate, gates, heard
+    )
     _write_csv(out / "nearest.csv", rows)
     write_json(out / METRICS, result)
-    if gate is not None:
+    for gate in gates:
         novelty_.check_gate(result, gate)
     return result
 
 
-def training_windows(
-    reader: ShardReader, backbone: ClapBackbone, params: Params, cache: Path, progress: Progress
-) -> Embedded:
-    """The train split, embedded once for each pair of shards and CLAP; kept below `cache`."""
-    key = f"train-{reader.digest}-{backbone.name.split()[-1]}-{params.digest('audio')}"
-    return cached(cache / f"{key}.npz", lambda: _split(reader, "train", backbone, params, progress))
+def index_training(
+    source: Path, clap: Path, params: Params, out: Path | None, cache: Path, kept: Kept, with_duplicates: bool,
+    progress: Progress = silent,
+) -> tuple[Path, dict[str, Any]]:  # fmt: skip
+    """Build the index of a folder of shards (their train split) or of audio files; returns its path and figures.
+
+    Without `out` the index of shards goes where `novelty` looks for it. With duplicates, the nearest other
+    track of every window is written to duplicates.csv inside the index. Raises DataError.
+    """
+    listen = _Listener(ClapBackbone(clap, params.audio.sample_rate), params, cache, progress)
+    if (source / "index.json").exists():
+        index = listen.index(ShardReader(source), out, kept)
+    else:
+        segments = folder_segments(folder_files(source), params.audio)
+        index = listen.write(out or cache / "index-folder", segments, f"files of {source.name}", kept)
+    figures: dict[str, Any] = {
+        "backbone": index.backbone, "preprocessing": index.preprocessing, "n_windows": len(index),
+        "n_tracks": index.n_tracks, "dtype": index.kept,
+        "bytes": sum(file.stat().st_size for file in index.path.iterdir()),
+    }  # fmt: skip
+    if with_duplicates:
+        rows, shares = duplicates(index, params.evaluate, progress)
+        _write_csv(index.path / "duplicates.csv", rows)
+        figures |= shares
+    return index.path, figures
 
 
-def _split(reader: ShardReader, split: str, backbone: Backbone, params: Params, progress: Progress) -> Embedded:
-    return embed(shard_segments(reader, split, params.audio), backbone, params.audio, f"{split} split", progress)
+def planted(
+    shards: Path, others: Path | None, clap: Path, params: Params, out: Path, cache: Path, per_kind: int,
+    progress: Progress = silent,
+) -> dict[str, Any]:  # fmt: skip
+    """Write out/metrics.json and out/planted.csv: how many disguised training excerpts each similarity finds.
+
+    The innocent clips are the windows of the valid and test splits, and of the audio files in `others`.
+    """
+    reader = ShardReader(shards)
+    listen = _Listener(ClapBackbone(clap, params.audio.sample_rate), params, cache, progress)
+    index = listen.index(reader)
+    innocents = [s for split in ("valid", "test") for s in shard_segments(reader, split, params.audio)]
+    innocents += folder_segments(folder_files(others), params.audio) if others is not None else []
+    named = [replace(segment, name=f"{planted_.INNOCENT}:{segment.name}") for segment in innocents]
+    hidden = planted_.plant(reader, params.audio.clip_samples, innocents, per_kind, params.evaluate.seed)
+    segments, sketches = _sketched(itertools.chain(named, hidden), params)
+    clips = listen(segments, "planted copies")
+    cosine, rows = index.search(clips.vectors)
+    best = novelty_.hear(sketches, index).best
+    found = {
+        "clap": (cosine, [index.place(int(row))[0] for row in rows]),
+        "mel": (best.similarity.astype(np.float64), [index.tracks[n].id if n >= 0 else "" for n in best.track]),
+    }
+    result: dict[str, Any] = {
+        "backbone": clips.backbone, "preprocessing": clips.preprocessing, "mel": spectral.VERSION,
+        "n_innocent": len(named), "n_planted_per_kind": per_kind, "n_training_tracks": index.n_tracks,
+    }  # fmt: skip
+    for measure, (similarity, tracks) in found.items():
+        result[measure], result["warnings"] = planted_.recalls(clips.names, similarity, tracks)
+    table = [
+        {"clip": name, "clap": round(float(cosine[i]), 6), "clap_track": found["clap"][1][i],
+         "mel": round(float(best.similarity[i]), 6), "mel_track": found["mel"][1][i]}
+        for i, name in enumerate(clips.names)
+    ]  # fmt: skip
+    _write_csv(out / "planted.csv", table)
+    write_json(out / METRICS, result)
+    return result
 
 
-def _backbone(params: Params, clap: Path) -> Backbone:
-    if params.evaluate.backbone == "clap":
-        return ClapBackbone(clap, params.audio.sample_rate)
-    return MusicnnBackbone(params.audio.sample_rate)
+class _Listener:
+    """One network, with the cache of what it has heard."""
+
+    def __init__(self, backbone: Backbone, params: Params, cache: Path, progress: Progress) -> None:
+        self.backbone, self.params, self.folder, self.progress = backbone, params, cache, progress
+        self.cache = EmbeddingCache(cache / "embeddings.sqlite")
+
+    def __call__(self, segments: Iterable[Segment], what: str) -> Embedded:
+        return embed(segments, self.backbone, self.params.audio, what, self.cache, self.progress)
+
+    def split(self, reader: ShardReader, split: str) -> Embedded:
+        return self(shard_segments(reader, split, self.params.audio), f"{split} split")
+
+    def index(self, reader: ShardReader, path: Path | None = None, kept: Kept = "float32") -> TrainingIndex:
+        """The index of the train split: made once for shards, network and preprocessing, then found again."""
+        if path is None:
+            about = f"{preprocessing(self.params.audio, self.backbone)} {self.backbone.name} {reader.digest}"
+            name = hashlib.sha256(f"{about} {spectral.VERSION} {kept}".encode()).hexdigest()[:12]
+            path = self.folder / f"index-{name}"
+            if path.exists():
+                return TrainingIndex(path)
+        return self.write(path, shard_segments(reader, "train", self.params.audio), reader.digest, kept)
+
+    def write(self, path: Path, segments: Iterable[Segment], data: str, kept: Kept) -> TrainingIndex:
+        return write_index(path, segments, self.backbone, self.params.audio, data, kept, self.cache, self.progress)
+
+
+def _sketched(segments: Iterable[Segment], params: Params) -> tuple[Iterator[Segment], list[spectral.Frames]]:
+    """The windows, and a list that holds the sketch of each when they have been read."""
+    sketches: list[spectral.Frames] = []
+
+    def passing() -> Iterator[Segment]:
+        for segment in segments:
+            sketches.append(spectral.sketch(segment.samples, params.audio.sample_rate))
+            yield segment
+
+    return passing(), sketches
 
 
 def _prompts(folder: Path) -> dict[str, str]:
-    """Prompt by file stem."""
-    if not (folder / MANIFEST).exists():
+    """Prompt by file stem: of the manifest, or of a prompts.csv (id, prompt) beside another system's clips."""
+    if (folder / MANIFEST).exists():
+        return {Path(row["file"]).stem: str(row["prompt"]) for row in read_manifest(folder)}
+    table = folder / PROMPTS
+    if not table.exists():
         raise DataError(
-            f"{folder} has no {MANIFEST}, so its prompts are unknown.", "Make clips with: musicldm generate"
+            f"{folder} has no {MANIFEST}, so its prompts are unknown.",
+            f"Make clips with: musicldm generate, or put a {PROMPTS} (id,prompt) beside them.",
         )
-    return {Path(row["file"]).stem: str(row["prompt"]) for row in read_manifest(folder)}
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"id", "prompt"} <= rows[0].keys():
+        raise DataError(f"{table} needs the columns id and prompt.", "The id is a file's name without its suffix.")
+    return {row["id"]: row["prompt"] for row in rows}
 
 
 def _texts(clap: Clap, captions: dict[str, str]) -> relevance_.Texts:

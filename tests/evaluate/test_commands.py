@@ -219,7 +219,7 @@ def test_copied_music_is_found_and_the_gate_closes(call, generated, project, tmp
     found = json.loads(out)
     assert found["n_training_windows"] == 3 * int(6 / CLIP_SECONDS)
     assert found["held_out"]["sim_aa@0.9"]["n"] == 2 * int(6 / CLIP_SECONDS)
-    assert len(list((project / "work/metrics/cache").glob("train-*.npz"))) == 1
+    assert len(list((project / "work/metrics/cache").glob("index-*"))) == 1
     assert (
         json.loads(call("--json", "eval", "novelty")[1])["generated"]["sim_aa@0.9"] == found["generated"]["sim_aa@0.9"]
     )

@@ -149,7 +149,7 @@ def test_novelty_finds_the_nearest_window_and_counts_thresholds():
     assert [(r["id"], r["training_track"], r["training_start_seconds"]) for r in rows[:2]] == [
         ("clip0", "s", 0.0), ("clip1", "t", 10.24),
     ]  # fmt: skip
-    gated, _ = novelty(generated, None, training, SETTINGS, Gate(0.5, 0.999))
+    gated, _ = novelty(generated, None, training, SETTINGS, [Gate(0.5, 0.999)])
     check_gate(gated, Gate(0.5, 0.999))  # one of three
     with pytest.raises(GateError, match=r"33\.3% of 3 clips"):
         check_gate(gated, Gate(0.2, 0.999))

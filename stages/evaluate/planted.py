@@ -1,0 +1,157 @@
+"""Can the audit be trusted: training excerpts, disguised and hidden among other music, and how many it finds.
+
+For each similarity the alarm level is set where 1% of the innocent clips (real music that was not trained on)
+raise a false alarm; the recall of a disguise is the share of its copies above that level. Excerpts start
+anywhere in their track, not where the index's windows do.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import librosa
+import numpy as np
+import soundfile
+import torch
+import torchaudio.functional as AF
+from numpy.typing import NDArray
+
+from stages.audio.io import FULL_SCALE
+from stages.data.shards import ShardReader
+from stages.errors import DataError
+from stages.evaluate.embeddings import Segment
+from stages.evaluate.intervals import share_figure
+
+Samples = NDArray[np.float32]
+FALSE_ALARMS = 0.01
+STRETCH = 1.03
+SEMITONES = 1.0
+MIX_DB = -6.0  # level of the copy against the music it is hidden under
+OGG_QUALITY, MP3_QUALITY = 0.9, 0.9  # libsndfile's compression level: close to its smallest files
+INNOCENT = "innocent"
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """Samples (L,) and, for L plus a margin, what follows them; and the music to hide it under (L,)."""
+
+    samples: Samples
+    longer: Samples
+    cover: Samples
+    sample_rate: int
+
+
+def copy(excerpt: Excerpt) -> Samples:
+    return excerpt.samples
+
+
+def ogg(excerpt: Excerpt) -> Samples:
+    return _encoded(excerpt, "OGG", "VORBIS", OGG_QUALITY)
+
+
+def mp3(excerpt: Excerpt) -> Samples:
+    return _encoded(excerpt, "MP3", "MPEG_LAYER_III", MP3_QUALITY)
+
+
+def _encoded(excerpt: Excerpt, container: str, codec: str, quality: float) -> Samples:
+    buffer = io.BytesIO()
+    with soundfile.SoundFile(
+        buffer, "w", excerpt.sample_rate, 1, codec, format=container, compression_level=quality
+    ) as file:
+        file.write(excerpt.samples)
+    decoded, _ = soundfile.read(io.BytesIO(buffer.getvalue()), dtype="float32")
+    return _fit(decoded, len(excerpt.samples))
+
+
+def pitched(excerpt: Excerpt) -> Samples:
+    """A semitone higher, at the same speed (phase vocoder)."""
+    return np.asarray(librosa.effects.pitch_shift(excerpt.samples, sr=excerpt.sample_rate, n_steps=SEMITONES))
+
+
+def stretched(excerpt: Excerpt) -> Samples:
+    """3% faster at the same pitch (phase vocoder)."""
+    return _fit(librosa.effects.time_stretch(excerpt.longer, rate=STRETCH), len(excerpt.samples))
+
+
+def equalised(excerpt: Excerpt) -> Samples:
+    """Bass 9 dB down, treble 6 dB up, and a 6 dB bump at 1 kHz."""
+    wave, rate = torch.from_numpy(excerpt.samples), excerpt.sample_rate
+    wave = AF.bass_biquad(wave, rate, -9.0, 150.0)
+    wave = AF.equalizer_biquad(wave, rate, 1000.0, 6.0, 1.0)
+    return np.asarray(AF.treble_biquad(wave * 0.25, rate, 6.0, min(3000.0, rate / 4)))
+
+
+def mixed(excerpt: Excerpt) -> Samples:
+    """Under other music, which is 6 dB louder."""
+    gain = _level(excerpt.cover) / max(_level(excerpt.samples), 1e-9) * 10 ** (MIX_DB / 20)
+    both = excerpt.cover + np.float32(gain) * excerpt.samples
+    return np.asarray(both / max(1.0, float(np.abs(both).max())), np.float32)
+
+
+DISGUISES: dict[str, Callable[[Excerpt], Samples]] = {
+    "copy": copy, "ogg": ogg, "mp3": mp3, "pitch_1_semitone": pitched, "stretch_3_percent": stretched,
+    "equalised": equalised, "mixed_at_-6_dB": mixed,
+}  # fmt: skip
+
+
+def plant(
+    reader: ShardReader, clip_samples: int, innocents: list[Segment], per_kind: int, seed: int
+) -> Iterator[Segment]:
+    """`per_kind` training excerpts in each disguise; a segment's name is `<disguise>:<track>`.
+
+    The covers are innocent clips. Raises DataError when no training track holds a clip and its margin.
+    """
+    margin = int(clip_samples * STRETCH) + 1
+    tracks = [i for i, t in enumerate(reader.tracks) if t.split == "train" and t.samples >= margin]
+    if not tracks or not innocents:
+        raise DataError(
+            "Planted copies need training tracks longer than a clip, and music that was not trained on.",
+            "Check the splits: musicldm data check, or give other music with --others DIR.",
+        )
+    generator = np.random.default_rng(seed)
+    for disguise, change in DISGUISES.items():
+        for _ in range(per_kind):
+            track = int(generator.choice(tracks))
+            start = int(generator.integers(reader.tracks[track].samples - margin + 1))
+            longer = reader.audio(track, start, start + margin).astype(np.float32) / np.float32(FULL_SCALE)
+            cover = _fit(innocents[int(generator.integers(len(innocents)))].samples, clip_samples)
+            excerpt = Excerpt(longer[:clip_samples], longer, cover, reader.sample_rate)
+            samples = np.ascontiguousarray(change(excerpt), np.float32)
+            yield Segment(f"{disguise}:{reader.tracks[track].id}", start / reader.sample_rate, samples, 0)
+
+
+def recalls(names: list[str], similarity: NDArray[np.float64], found: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Alarm level at 1% false alarms among the innocent clips, recall of each disguise, and of the right track.
+
+    `found` are the training tracks each clip was nearest to. Also returns what limits these figures.
+    """
+    kinds = np.array([name.split(":")[0] for name in names])
+    innocent = np.sort(similarity[kinds == INNOCENT])[::-1]
+    allowed = int(FALSE_ALARMS * len(innocent))
+    level = float(innocent[allowed])  # alarms are strictly above: at most `allowed` of the innocent
+    result: dict[str, Any] = {"alarm_level": level, "false_alarms": share_figure(
+        int((innocent > level).sum()), len(innocent))}  # fmt: skip
+    for disguise in DISGUISES:
+        own = [name.partition(":")[2] for name in names]
+        alarmed = (kinds == disguise) & (similarity > level)
+        right = sum(own[i] == found[i] for i in np.flatnonzero(alarmed))
+        total = int((kinds == disguise).sum())
+        result[f"recall {disguise}"] = share_figure(int(alarmed.sum()), total)
+        result[f"right track {disguise}"] = share_figure(right, total)
+    warnings = []
+    if len(innocent) < 1 / FALSE_ALARMS:
+        warnings.append(
+            f"1% of {len(innocent)} innocent clips is less than one; the alarm level is the largest of their "
+            "similarities. Give more with --others DIR."
+        )
+    return result, warnings
+
+
+def _fit(samples: Samples, length: int) -> Samples:
+    cut = np.asarray(samples[:length], np.float32)
+    return np.pad(cut, (0, length - len(cut)))
+
+
+def _level(samples: Samples) -> float:
+    return float(np.sqrt(np.mean(np.square(samples), dtype=np.float64)))
