@@ -246,10 +246,9 @@ def _regular_file(path: Path) -> Iterator[int]:
             raise DataError(f"{path} is not a file.")
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
-        loops = isinstance(error, OSError) and error.errno == errno.ELOOP
-        reason = getattr(error, "strerror", None) or str(error)
-        if path.is_symlink():
-            reason = "the link leads to itself" if loops else "the link leads nowhere"
+        number, reason = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)
+        if number in (errno.ENOENT, errno.ELOOP) and path.is_symlink():
+            reason = "the link leads to itself" if number == errno.ELOOP else "the link leads nowhere"
         raise DataError(f"{path} cannot be opened: {reason}.") from error
     try:
         yield handle

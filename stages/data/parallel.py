@@ -1,5 +1,6 @@
 """One function on many items at once: threads or processes of this machine, or the workers of a Dask cluster."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -37,9 +38,14 @@ def run_each(
         return
     with _pool(min(jobs or cpu_count(), len(items)), threads, dask) as pool:
         results = pool(delayed(_numbered)(function, index, item) for index, item in enumerate(items))
-        for done, result in enumerate(results, start=1):
-            progress(label, done, len(items))
-            yield result
+        try:
+            for done, result in enumerate(results, start=1):
+                progress(label, done, len(items))
+                yield result
+        finally:
+            with warnings.catch_warnings():  # joblib would warn a caller who stops early that tasks are cancelled
+                warnings.simplefilter("ignore", UserWarning)
+                results.close()
 
 
 def _numbered(function: Callable[..., Result], index: int, item: tuple[Any, ...]) -> tuple[int, Result]:

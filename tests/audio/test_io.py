@@ -128,7 +128,9 @@ def test_content_counts_and_not_the_suffix(tmp_path: Path) -> None:
     assert len(io.read(renamed)[0]) == 5 * RATE
 
 
-@pytest.mark.parametrize("name", ["new\nline.wav", "quo\"te'.wav", "🎵 ünï.wav", "-rf.wav", "a" * 240 + ".wav"])
+@pytest.mark.parametrize(
+    "name", ["new\nline.wav", "quo\"te'.wav", "🎵 ünï.wav", "-rf.wav", "a" * 251 + ".wav", "é" * 125 + "a.wav"]
+)
 def test_any_file_name_is_read(tmp_path: Path, name: str) -> None:
     assert io.scan(save(tmp_path / name, noise(1)))[:2] == (RATE, RATE)
 

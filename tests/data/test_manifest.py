@@ -155,6 +155,7 @@ def test_bad_files_are_listed_and_the_rest_is_used(music: Path) -> None:
     (music / "folder.wav").mkdir()
     (music / "loop.wav").symlink_to("loop.wav")
     (music / "again").symlink_to(music)
+    (music / "endless").symlink_to("endless/deeper")
     tone(music / "short.wav", seconds=0.5)
     names = [*(a for a, _ in ROWS), "cut.wav", "empty.mp3", "loop.wav", "short.wav", "one.wav"]
     table = music.parent / "t.json"
@@ -172,7 +173,8 @@ def test_bad_files_are_listed_and_the_rest_is_used(music: Path) -> None:
 
 
 def test_strange_names_survive_the_round_trip(tmp_path: Path) -> None:
-    names = ["new\nline.wav", 'quo"te, comma.wav', "🎵.wav", "two  spaces.wav", "é.wav", "A.wav", "a.wav"]
+    names = ["new\nline.wav", 'quo"te, comma.wav', "🎵.wav", "two  spaces.wav", "é.wav", "A.wav", "a.wav",
+             "b" * 251 + ".wav"]  # fmt: skip
     for number, name in enumerate(names):
         tone(tmp_path / "music" / name, 300 + 20 * number)
     (tmp_path / "music" / "captions.json").write_text(json.dumps(dict.fromkeys(names, "x")))
