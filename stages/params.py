@@ -341,7 +341,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "tiny": {
         "mel": {"n_mels": 64},
-        "manifest": {"limit": 48, "valid_share": 0.1, "test_share": 0.2},
+        "manifest": {"limit": 36, "valid_share": 0.1, "test_share": 0.2},
         "shards": {"target_megabytes": 16},
         "clap": {
             **_SMALL_CLAP,
@@ -355,7 +355,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "vae": {
             "block_out_channels": [16, 32, 32, 32], "layers_per_block": 1, "latent_channels": 8,
             "norm_num_groups": 8, "mid_attention": False, "segment_frames": 64, "kl_weight": 1e-3,
-            "adversarial_start": 80, "discriminator_channels": 8, "discriminator_layers": 2,
+            "adversarial_start": 80, "adversarial_weight": 0.05, "discriminator_channels": 8, "discriminator_layers": 2,
             "train": {"steps": 120, "batch_size": 4, "learning_rate": 2e-3},
         },
         "vocoder": {
@@ -363,7 +363,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "periods": [2, 3], "scales": 1, "discriminator_channels": 32, "adversarial_start": 150,
             "segment_frames": 32, "train": {"steps": 200, "batch_size": 4, "learning_rate": 2e-3},
         },
-        "latents": {"downbeats_per_track": 8},
+        "latents": {"grid_seconds": 10.24, "downbeats_per_track": 4},
         "ldm": {
             "block_out_channels": [32, 64], "attention": [False, True], "layers_per_block": 1, "head_dim": 16,
             "norm_num_groups": 8, "mixup_bank": 16, "mixup_bank_uses": 16,
