@@ -128,7 +128,7 @@ def test_a_whole_survey_by_keyboard_alone(start_server, folders, browser, tmp_pa
             until(lambda position=position: enabled(driver, position))
             for k, scale in enumerate(("relevance", "quality", "musicality")):
                 press(Keys.TAB)
-                assert at().get_attribute("data-scale") == scale
+                assert at().get_attribute("data-scale") == scale, at().get_attribute("outerHTML")
                 press(Keys.SPACE, *[Keys.ARROW_RIGHT] * (k + place))
         until(lambda: driver.find_element("css selector", "#next button").is_enabled())
         press(Keys.TAB, Keys.ENTER)
@@ -190,7 +190,7 @@ def until(condition, seconds=20):
 
 def enabled(driver, position):
     section = driver.find_elements("css selector", "section.clip")[position - 1]
-    return all(f.is_enabled() for f in section.find_elements("css selector", "fieldset"))
+    return not section.find_elements("css selector", "fieldset:disabled")
 
 
 def tap(driver, element):
