@@ -17,6 +17,17 @@ class Recipe(StrEnum):
     DEBIAN_GAMES = "debian-games"
 
 
+class PublicSet(StrEnum):
+    """The sets whose own metadata can be read."""
+
+    FMA = "fma"
+    MTG_JAMENDO = "mtg-jamendo"
+    MUSICCAPS = "musiccaps"
+    SONG_DESCRIBER = "song-describer"
+    GTZAN = "gtzan"
+    ESC_50 = "esc-50"
+
+
 class Licence(StrEnum):
     """Which licences will do."""
 
@@ -45,7 +56,10 @@ def list_collections(context: typer.Context) -> None:
     """Tell which music can be had, and under which licences."""
     from stages.data.catalog import COLLECTIONS
 
-    lines = [f"{item.name}: {item.hours:g} h, {item.licence}\n  {item.what}\n  {item.command}" for item in COLLECTIONS]
+    lines = [
+        f"{item.name}: {f'{item.hours:g} h, ' if item.hours else ''}{item.licence}\n  {item.what}\n  {item.command}"
+        for item in COLLECTIONS
+    ]
     session(context).output.result("\n".join(lines), [], collections=[vars(item) for item in COLLECTIONS])
 
 
@@ -71,6 +85,28 @@ def fetch(
         text += f"\nThe packages of this release lack {len(made.missing)}: {', '.join(r.source for r in made.missing)}"
     found.output.result(text, [made.folder / debian_games.ATTRIBUTION], tracks=len(made.tracks),
                         hours=round(length, 3), missing=[row.source for row in made.missing])  # fmt: skip
+
+
+@app.command()
+def convert(
+    context: typer.Context,
+    name: Annotated[PublicSet, typer.Argument(metavar="SET", help=", ".join(PublicSet))],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the set's audio and metadata lie.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The table; default DIR/attribution.csv.")] = None,
+) -> None:
+    """Write the caption table of a public set that is on your disk, from its own metadata files.
+
+    Those are: fma tracks.csv; mtg-jamendo autotagging.tsv and raw.meta.tsv; musiccaps musiccaps-public.csv;
+    song-describer song_describer.csv; gtzan the folders' names; esc-50 esc50.csv. Then: musicldm prep manifest DIR
+    """
+    from stages.data import public_sets
+
+    made = public_sets.convert(name.value, folder, out)
+    text = f"{made.tracks} tracks of {name.value} are in {made.path}."
+    if made.missing:
+        text += f" {made.missing} more are listed by the set, and have no file below {folder}."
+    text += f"\nGo on with: musicldm prep manifest {folder}" + (f" --captions {out}" if out else "")
+    session(context).output.result(text, [made.path], tracks=made.tracks, missing=made.missing)
 
 
 @app.command()

@@ -24,7 +24,7 @@ class Collection:
     """One entry of `musicldm data list`."""
 
     name: str
-    hours: float
+    hours: float | None  # None: as much as you have of it
     licence: str
     what: str
     command: str
@@ -51,6 +51,17 @@ COLLECTIONS = (
         "the same, and GPL",
         "more of them, those under the GPL included",
         "musicldm data fetch debian-games data/games --licence free",
+    ),
+    *(
+        Collection(name, None, licence, f"{what}, if you have it on disk", f"musicldm data convert {name} DIR")
+        for name, licence, what in (
+            ("fma", "Creative Commons, by track", "Free Music Archive; caption from title, artist, genre, tags"),
+            ("mtg-jamendo", "Creative Commons, by track", "MTG-Jamendo; caption from genre, instrument, mood tags"),
+            ("musiccaps", "captions CC-BY-SA-4.0, audio from YouTube", "MusicCaps, 10 s clips with written captions"),
+            ("song-describer", "Creative Commons, by track", "Song Describer, tracks with written captions"),
+            ("gtzan", "unstated, for research", "GTZAN, 30 s excerpts of ten genres"),
+            ("esc-50", "CC-BY-NC-3.0", "ESC-50, 5 s environmental sounds; for zero-shot evaluation"),
+        )
     ),
 )
 
