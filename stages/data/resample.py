@@ -7,6 +7,8 @@ samples. So a file is finished exactly when it is there with the right tags, and
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import IO
 
 import mutagen
 import numpy as np
@@ -22,6 +24,7 @@ from stages.store import atomic_file, disk_errors, exclusive, require_space
 
 TRACKS = "tracks"
 FLAC_BYTES_PER_SAMPLE = 1.1  # of 16-bit mono music at 16 kHz and peak 0.5; the demo music takes 1.07
+SPOOL_BYTES = 1 << 24  # of float32 samples that wait in memory: four minutes at 16 kHz
 _SILENCE = 1 / io.FULL_SCALE  # a peak below one 16-bit step is not scaled up
 
 
@@ -71,15 +74,20 @@ def resample_collection(
 
 
 def resample_track(source: Path, target: Path, track: Track, settings: params.Audio) -> Track:
-    """Make one FLAC, whole or not at all, and return its manifest row. Raises DataError."""
-    gain, mean = _levels(source, track, settings)
-    with atomic_file(target) as temporary:
-        blocks = ((block - mean) * gain for block in io.stream(source, settings.sample_rate))
-        digest = io.encode(temporary, blocks, settings.sample_rate)
-        file = FLAC(temporary)
-        file.update({"source_sha256": track.sha256, "settings": _describe(settings), "sha256": digest})
-        _save(file)
-        return _row(track, file)
+    """Make one FLAC, whole or not at all, and return its manifest row. Raises DataError.
+
+    The level is known only at the end, so what is resampled waits in memory or, if long, on disk; to decode
+    twice would take twice as long.
+    """
+    with disk_errors(target), SpooledTemporaryFile(SPOOL_BYTES, dir=str(target.parent)) as spool:
+        gain, mean = _decode(source, track, settings, spool)
+        with atomic_file(target) as temporary:
+            blocks = ((block - mean) * gain for block in _blocks(spool))
+            digest = io.encode(temporary, blocks, settings.sample_rate)
+            file = FLAC(temporary)
+            file.update({"source_sha256": track.sha256, "settings": _describe(settings), "sha256": digest})
+            _save(file)
+            return _row(track, file)
 
 
 def _save(file: FLAC) -> None:
@@ -91,18 +99,18 @@ def _save(file: FLAC) -> None:
         raise
 
 
-def _levels(source: Path, track: Track, settings: params.Audio) -> tuple[np.float32, np.float32]:
-    """(gain, mean) over the whole resampled track, in a first pass that also checks the source's hash."""
-    total, count, low, high = 0.0, 0, 0.0, 0.0
+def _decode(source: Path, track: Track, settings: params.Audio, spool: IO[bytes]) -> tuple[np.float32, np.float32]:
+    """Write the resampled track to `spool` as float32; returns (gain, mean). Checks the source's hash."""
+    total, count, low, high = 0.0, 0, np.inf, -np.inf
     digest = io.SampleHash(track.sample_rate)
     with io.open_audio(source) as audio:
         hashed = _hashed(audio.blocks(), digest)
         for block in io.resample(hashed, audio.sample_rate, settings.sample_rate):
             if len(block):
-                low = float(block.min()) if count == 0 else min(low, float(block.min()))
-                high = float(block.max()) if count == 0 else max(high, float(block.max()))
+                low, high = min(low, float(block.min())), max(high, float(block.max()))
                 total += float(block.sum(dtype=np.float64))
                 count += len(block)
+                spool.write(np.ascontiguousarray(block).data)
     if digest.hexdigest() != track.sha256:
         raise DataError(f"{source} was altered since the manifest was made.", "Run: musicldm prep manifest")
     if count == 0:
@@ -110,6 +118,12 @@ def _levels(source: Path, track: Track, settings: params.Audio) -> tuple[np.floa
     mean = total / count
     peak = max(high - mean, mean - low)
     return np.float32(settings.peak / peak if peak >= _SILENCE else 1.0), np.float32(mean)
+
+
+def _blocks(spool: IO[bytes]) -> Iterator[io.Samples]:
+    spool.seek(0)
+    while data := spool.read(4 * io.BLOCK_SAMPLES):
+        yield np.frombuffer(data, np.float32)
 
 
 def _hashed(blocks: Iterator[io.Samples], digest: io.SampleHash) -> Iterator[io.Samples]:

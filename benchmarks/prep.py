@@ -1,0 +1,195 @@
+"""Data preparation against its limits and peers, side by side: `python benchmarks/prep.py [--json FILE]`.
+
+The demo music is brought to 44.1 kHz stereo in three formats first, as collections come; every figure is the
+median of rounds that take all contestants in turn, one core each. Throughput is seconds of music per second.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from stages import params
+from stages.audio import io
+from stages.data.collect import make_manifest
+from stages.data.manifest import read_manifest
+from stages.data.resample import resample_collection
+
+DEMO = Path(__file__).parents[1] / "data" / "demo"
+FORMATS = (".ogg", ".mp3", ".flac")
+RATE = 16_000
+CLIP_SAMPLES = 163_840
+
+
+def collection(folder: Path, tracks: int) -> list[Path]:
+    paths = []
+    for number, source in enumerate(sorted(DEMO.glob("*.ogg"))[:: 108 // tracks][:tracks]):
+        samples, rate = soundfile.read(source, dtype="float32")
+        wide = soxr.resample(samples, rate, 44_100, "HQ").clip(-1, 1)
+        paths.append(folder / f"{number}{FORMATS[number % 3]}")
+        with soundfile.SoundFile(paths[-1], "w", 44_100, 2) as file:
+            for block in np.array_split(np.stack([wide, 0.9 * wide], axis=1), 60):
+                file.write(block)
+        paths[-1].with_suffix(".txt").write_text(f"music {number}")
+    return paths
+
+
+def decode(path: Path) -> None:
+    with soundfile.SoundFile(path) as file:
+        while len(file.read(io.BLOCK_SAMPLES, dtype="float32")):
+            pass
+
+
+def decode_and_soxr(path: Path) -> None:
+    with soundfile.SoundFile(path) as file:
+        stream = soxr.ResampleStream(file.samplerate, RATE, 1, dtype="float32", quality="VHQ")
+        while len(block := file.read(io.BLOCK_SAMPLES, dtype="float32", always_2d=True)):
+            stream.resample_chunk(block.mean(axis=1, dtype=np.float32))
+        stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def by_librosa(path: Path) -> None:
+    import librosa
+
+    samples, _ = librosa.load(path, sr=RATE, mono=True, res_type="soxr_vhq")
+    soundfile.write(path.with_name("librosa.flac"), samples.clip(-1, 1), RATE)
+
+
+def by_ffmpeg(path: Path) -> None:
+    """Debian's ffmpeg has soxr; its precision 28 is our quality."""
+    filters = f"aresample={RATE}:resampler=soxr:precision=28"
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-threads", "1", "-i", path, "-ac", "1", "-af", filters]
+    subprocess.run([*command, "-c:a", "flac", path.with_name("ffmpeg.flac")], check=True)
+
+
+def by_sox(path: Path) -> None:
+    command = ["sox", "--single-threaded", "-V1", path, "-b", "16", path.with_name("sox.flac"), "remix", "-"]
+    subprocess.run([*command, "rate", "-v", str(RATE)], check=True)
+
+
+def rounds(contestants: dict[str, Callable[[], None]], count: int) -> dict[str, float]:
+    """Median seconds of each, taken in turn; the first round warms up."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(count + 1):
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            run()
+            if number:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def resampling(folder: Path, tracks: int, count: int) -> dict[str, float]:
+    paths = collection(folder / "music", tracks)
+    seconds = sum(soundfile.info(path).duration for path in paths)
+    make_manifest(folder / "music", None, folder / "manifest", params.Manifest())
+    listed = read_manifest(folder / "manifest")
+
+    def each(function: Callable[[Path], None]) -> Callable[[], None]:
+        return lambda: [function(path) for path in paths] and None
+
+    def ours() -> None:
+        shutil.rmtree(folder / "audio", ignore_errors=True)
+        resample_collection(listed, folder / "audio", params.Audio(sample_rate=RATE), jobs=1)
+
+    peers = {"librosa": by_librosa, "ffmpeg": by_ffmpeg, "sox": by_sox}
+    for program in ("ffmpeg", "sox"):
+        if shutil.which(program) is None:
+            print(f"{program} is not installed: apt-get install {program}")
+            del peers[program]
+    scan = {
+        "prep manifest": lambda: make_manifest(folder / "music", None, folder / "m", params.Manifest(), jobs=1) and None
+    }
+    contestants = {"decode alone": each(decode), "decode + soxr alone": each(decode_and_soxr), "prep resample": ours}
+    found = rounds(contestants | {name: each(peer) for name, peer in peers.items()} | scan, count)
+    print(f"{tracks} tracks, {seconds:.0f} s of 44.1 kHz stereo in {', '.join(FORMATS)}; {count} rounds")
+    for name, taken in found.items():
+        print(f"  {name:22} {seconds / taken:8.0f} x real time, one core")
+    figures = {f"{name}, x real time": seconds / taken for name, taken in found.items()}
+    for name in ("decode + soxr alone", *peers):
+        figures[f"prep resample against {name}"] = found[name] / found["prep resample"]
+        print(f"  prep resample runs at {figures[f'prep resample against {name}']:.2f} of {name}")
+    return figures
+
+
+def memory(folder: Path, minutes: int) -> float:
+    """Peak megabytes of a process that resamples one file of that length, above one that does a second."""
+    code = (
+        "import resource, sys; from pathlib import Path; from stages import params;"
+        "from stages.audio import io; from stages.data.manifest import Track; from stages.data.resample import *;"
+        "path = Path(sys.argv[1]); digest = sys.argv[2];"
+        "track = Track('a', path.name, 'c', '', '', '', '', 'train', 1.0, 44100, digest);"
+        "resample_track(path, path.parent / 'out.flac', track, params.Audio());"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    path, block = folder / "long.wav", (0.1 * np.random.default_rng(0).standard_normal(44_100)).astype(np.float32)
+    digest = io.SampleHash(44_100)
+    with soundfile.SoundFile(path, "w", 44_100, 1, subtype="PCM_16") as file:
+        for _ in range(60 * minutes):
+            file.write(io.quantise(block))
+            digest.update(block)
+    done = subprocess.run(
+        [sys.executable, "-c", code, path, digest.hexdigest()], capture_output=True, text=True, check=True
+    )
+    path.unlink()
+    return float(done.stdout)
+
+
+def reading(folder: Path, count: int) -> float:
+    """Clips a second of a DataLoader over shards in the page cache, in this process."""
+    from torch.utils.data import DataLoader
+
+    from stages.data.dataset import ClipDataset, StepBatches
+    from stages.data.shards import ShardReader, write_shards
+
+    audio = read_manifest(folder / "audio")
+    nothing = {"beats": [], "downbeats": [], "metre": None, "tempo_bpm": None, "tempo_confidence": 0.0,
+               "tempo_group": None, "caption": "music"}  # fmt: skip
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"id": t.id, **nothing}) + "\n" for t in audio.tracks))
+    write_shards(folder / "audio" / "manifest.csv", folder / "rows.jsonl", folder / "rows.jsonl", folder / "shards",
+                 params.Params(), jobs=1)  # fmt: skip
+    dataset = ClipDataset(ShardReader(folder / "shards"), "train", CLIP_SAMPLES, 0.5)
+    loader = DataLoader(dataset, batch_sampler=StepBatches(len(dataset), 16, 125))
+    return 16 * 125 / rounds({"read": lambda: [None for _ in loader] and None}, count)["read"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--tracks", type=int, default=18)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core for everybody, children included
+    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if "model name" in line), "")
+    print(f"{model or platform.processor()}, one core; load {os.getloadavg()[0]:.1f} before")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "music").mkdir()
+        figures = resampling(folder, options.tracks, options.rounds)
+        figures["clips read a second"] = reading(folder, options.rounds)
+        print(f"  a DataLoader reads {figures['clips read a second']:.0f} clips of 10.24 s a second, in one process")
+        for minutes in (10, 60, 180):
+            figures[f"peak MB, {minutes} min"] = memory(folder, minutes)
+            print(f"  resampling a file of {minutes:3} min takes {figures[f'peak MB, {minutes} min']:.0f} MB at most")
+    print(
+        f"load {os.getloadavg()[0]:.1f} after; the benchmark's own peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB"
+    )
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
