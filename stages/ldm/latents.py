@@ -116,11 +116,12 @@ class _Encoder:
     def __call__(self, clips: NDArray[np.float32], captions: list[str]) -> dict[str, NDArray[Any]]:
         audio = torch.from_numpy(clips).to(self.device)
         mean, logvar = self.vae.encode(self.mel(audio))
+        unique, place = np.unique(captions, return_inverse=True)  # windows of one track share their caption
         return {
             "mean": mean.half().cpu().numpy(),
             "logvar": logvar.half().cpu().numpy(),
             "audio": self.clap.embed_audio(audio, self.params.audio.sample_rate).cpu().numpy(),
-            "text": self.clap.embed_text(captions).cpu().numpy(),
+            "text": self.clap.embed_text(unique.tolist()).cpu().numpy()[place],
         }
 
 

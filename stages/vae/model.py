@@ -42,19 +42,23 @@ class Vae(nn.Module):
 
     def __init__(self, network: AutoencoderKL, params: Params) -> None:
         super().__init__()
-        self.network, self.params = network, params
+        self.network, self.params = network.to(memory_format=torch.channels_last), params  # half the time on a CPU
         self.scale = float(network.config.scaling_factor)
 
     @torch.no_grad()
     def encode(self, mel: Tensor) -> tuple[Tensor, Tensor]:
         """Log-mel (B, T, F), T and F multiples of P -> mean and log-variance, each (B, C, T/P, F/P)."""
-        posterior = self.network.encode(mel.unsqueeze(1)).latent_dist
-        return posterior.mean, posterior.logvar
+        posterior = self.network.encode(_last(mel.unsqueeze(1))).latent_dist
+        return posterior.mean.contiguous(), posterior.logvar.contiguous()
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Latents (B, C, T/P, F/P) -> log-mel (B, T, F)."""
-        return self.network.decode(z).sample.squeeze(1)
+        return self.network.decode(_last(z)).sample.squeeze(1)
+
+
+def _last(image: Tensor) -> Tensor:
+    return image.contiguous(memory_format=torch.channels_last)
 
 
 def load_vae(folder: Path) -> Vae:
