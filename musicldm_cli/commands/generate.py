@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from stages.generate.prompts import BadRow, Prompt
     from stages.params import Params
 
+DEFAULT_STRENGTH = 0.5
+
 
 def generate(
     context: typer.Context,
@@ -36,6 +38,12 @@ def generate(
     eta: Annotated[float | None, typer.Option(help="Fresh noise at every step, 0 to 1 (ddim only).")] = None,
     candidates: Annotated[int | None, typer.Option(help="Make so many, keep the one CLAP likes best.")] = None,
     seed: Annotated[int | None, typer.Option(help="Row n of a file takes seed + n.")] = None,
+    init_audio: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Begin from this audio instead of from noise.")
+    ] = None,
+    strength: Annotated[
+        float, typer.Option(help="How far to leave --init-audio: 0 keeps it, 1 ignores it.")
+    ] = DEFAULT_STRENGTH,
     suffix: Annotated[str, typer.Option("--format", help="wav, flac or ogg.")] = "wav",
     plot: Annotated[bool, typer.Option("--plot", help="Save a spectrogram beside each file.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts of the file.")] = None,
@@ -59,7 +67,7 @@ def generate(
     }
     wanted, bad = _wanted(found, params, text, prompts, limit, defaults)
     target = out or (Path("generated") if text is not None else found.layout.generated)
-    _run(found, params, wanted, bad, folder, target, chosen, suffix, plot)
+    _run(found, params, wanted, bad, folder, target, chosen, suffix, plot, init_audio, strength)
 
 
 def _wanted(
@@ -91,13 +99,16 @@ def _clip_seconds(model: Path) -> float:
 
 def _run(
     found: Session, params: Params, wanted: list[Prompt], bad: list[BadRow], model: Path, out: Path,
-    chosen: dict[str, Any], suffix: str, plot: bool,
+    chosen: dict[str, Any], suffix: str, plot: bool, init_audio: Path | None, strength: float,
 ) -> None:  # fmt: skip
     from stages.errors import DataError
     from stages.generate.batch import generate_files
+    from stages.generate.edit import read_init
     from stages.generate.pipeline import Pipeline, Settings
 
     pipeline = Pipeline.load(model)
+    rate = pipeline.params.audio.sample_rate
+    init = None if init_audio is None else read_init(init_audio, rate, strength)
     cut = [prompt.id for prompt in wanted if pipeline.truncated(prompt.prompt)]
     if cut:
         limit = pipeline.params.clap.text.max_tokens
@@ -105,7 +116,7 @@ def _run(
     started = time.perf_counter()
     with found.output.progress() as progress:
         rows, made = generate_files(
-            pipeline, wanted, Settings(**chosen), out, suffix, plot, params.generate.batch_size, progress
+            pipeline, wanted, Settings(**chosen), out, suffix, plot, params.generate.batch_size, progress, init
         )
     taken = time.perf_counter() - started
     paths = [out / row["file"] for row in rows]

@@ -101,9 +101,11 @@ def krippendorff(matrix: Array) -> float | None:
     1 is perfect agreement, 0 that of chance; None when no unit has two ratings or all ratings are equal.
     """
     levels = np.unique(matrix[~np.isnan(matrix)])
+    if len(levels) < 2:
+        return None
     counts = np.stack([(matrix == level).sum(axis=0) for level in levels], axis=1).astype(float)  # (units, levels)
     counts = counts[counts.sum(axis=1) >= 2]
-    if not len(counts) or len(levels) < 2:
+    if not len(counts):
         return None
     raters = counts.sum(axis=1)
     pairs = counts[:, :, None] * counts[:, None, :] - np.einsum("uk,kl->ukl", counts, np.eye(len(levels)))

@@ -11,6 +11,7 @@ import torch
 
 from stages.audio import io as audio_io
 from stages.errors import UsageError
+from stages.generate.edit import Init, steps_taken
 from stages.generate.pipeline import Clip, Pipeline, Settings
 from stages.generate.plots import one_line, save_spectrogram
 from stages.generate.prompts import Prompt
@@ -32,6 +33,7 @@ def generate_files(
     plot: bool = False,
     batch_size: int = 1,
     progress: Progress = silent,
+    init: Init | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Write `<id>.<suffix>` and a manifest row for every prompt; returns their rows, and those of new clips.
 
@@ -46,9 +48,12 @@ def generate_files(
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     rows = {row["id"]: row for row in read_manifest(out)} if (out / MANIFEST).exists() else {}
-    wanted = {prompt.id: _identity(pipeline, prompt, settings, suffix) for prompt in prompts}
+    wanted = {prompt.id: _identity(pipeline, prompt, settings, suffix, init) for prompt in prompts}
     todo = [p for p in prompts if not _done(rows.get(p.id), wanted[p.id], out, plot)]
-    total = len(todo) * settings.candidates * len(pipeline.timesteps(settings))
+    steps_each = len(pipeline.timesteps(settings))
+    if init is not None:
+        steps_each = steps_taken(steps_each, init.strength)
+    total = len(todo) * settings.candidates * steps_each
     steps = 0
 
     def on_steps(count: int) -> None:
@@ -60,7 +65,7 @@ def generate_files(
     progress("Clips", 0, len(todo))
     for batch in _batches(pipeline, todo, settings.candidates, batch_size):
         started = time.perf_counter()
-        clips = make_clips(pipeline, batch, settings, batch_size, on_steps)
+        clips = make_clips(pipeline, batch, settings, batch_size, on_steps, init)
         taken = (time.perf_counter() - started) / len(batch)
         for clip in clips:
             row = wanted[clip.prompt.id] | _outcome(clip, taken)
@@ -81,6 +86,7 @@ def make_clips(
     settings: Settings,
     batch_size: int = 1,
     on_steps: Callable[[int], None] = lambda _: None,
+    init: Init | None = None,
 ) -> list[Clip]:
     """The best clip of every prompt (all of one length); candidates share batches of at most `batch_size`.
 
@@ -91,7 +97,7 @@ def make_clips(
     waveforms = []
     for start in range(0, len(tries), size):
         part, counts = zip(*tries[start : start + size], strict=True)
-        waveforms.append(pipeline.waveforms(part, counts, settings, partial(on_steps, len(part))))
+        waveforms.append(pipeline.waveforms(part, counts, settings, partial(on_steps, len(part)), init))
     by_prompt = torch.cat(waveforms).unflatten(0, (len(prompts), settings.candidates))
     return [pipeline.best(prompt, found) for prompt, found in zip(prompts, by_prompt, strict=True)]
 
@@ -132,13 +138,14 @@ def _at_once(pipeline: Pipeline, batch_size: int) -> int:
     return 1 if pipeline.device.type == "cpu" else batch_size
 
 
-def _identity(pipeline: Pipeline, prompt: Prompt, settings: Settings, suffix: str) -> dict[str, Any]:
+def _identity(pipeline: Pipeline, prompt: Prompt, settings: Settings, suffix: str, init: Init | None) -> dict[str, Any]:
     """All that decides what a clip sounds like."""
+    begun = {} if init is None else {"init_sha256": init.sha256, "strength": init.strength}
     return {
         "id": prompt.id, "file": f"{prompt.id}.{suffix}", "prompt": prompt.prompt, "negative": prompt.negative,
         "seed": prompt.seed, "sampler": settings.sampler, "steps": settings.steps, "guidance": prompt.guidance,
         "eta": settings.eta, "seconds": prompt.seconds, "candidates": settings.candidates,
-        "model_digest": pipeline.digest,
+        "model_digest": pipeline.digest, **begun,
     }  # fmt: skip
 
 

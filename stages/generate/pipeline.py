@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 
 from stages.clap.model import Clap, load_clap
 from stages.errors import ModelError, UsageError
+from stages.generate.edit import Init, encode
 from stages.generate.prompts import SEED_LIMIT, Prompt
 from stages.generate.samplers import guided, make_scheduler, normal, sample
 from stages.ldm.model import LatentDiffusion, load_ldm
@@ -122,9 +123,11 @@ class Pipeline(nn.Module):
         candidates: Sequence[int],
         settings: Settings,
         on_step: Callable[[], None] = lambda: None,
+        init: Init | None = None,
     ) -> Tensor:
         """Raw waveforms (B, L) of prompts of one length; `candidates[b]` counts the tries of prompt b.
 
+        With `init` they begin from that clip.
         All randomness of a clip comes from a generator seeded by its own seed (and candidate).
         Raises ModelError when the model gives values that are not numbers.
         """
@@ -136,7 +139,9 @@ class Pipeline(nn.Module):
         condition, weight = self.embed([p.prompt for p in prompts]), [p.guidance for p in prompts]
         predict = guided(self.ldm, condition, self._null(prompts), torch.tensor(weight, device=self.device))
         scheduler = make_scheduler(settings.sampler, self.scheduler, settings.steps, settings.eta)
-        latents = sample(predict, noise, scheduler, generators, settings.eta, on_step)
+        start = None if init is None else encode(self, init, frames)
+        strength = 1.0 if init is None else init.strength
+        latents = sample(predict, noise, scheduler, generators, settings.eta, on_step, start, strength)
         audio = self.decode(latents)[:, : self.samples(prompts[0].seconds)]
         if not audio.isfinite().all():
             raise ModelError(

@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from stages.errors import UsageError
+from stages.generate.edit import begin
 
 SAMPLERS = {
     "ddim": "DDIMScheduler",
@@ -69,14 +70,18 @@ def sample(
     generators: Sequence[Generator],
     eta: float = 0.0,
     on_step: Callable[[], None] = lambda: None,
+    init: Tensor | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
-    """Latents (B, C, H, W) from standard normal `noise` of the same shape.
+    """Latents (B, C, H, W) from standard normal `noise` of the same shape, or from `init` with noise (`begin`).
 
     With `eta` > 0 the noise of every step of clip b is drawn from `generators[b]`, so that a clip does not
     depend on its neighbours in the batch.
     """
-    latents = noise * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
+    latents, times = noise * scheduler.init_noise_sigma, scheduler.timesteps
+    if init is not None:
+        latents, times = begin(init, noise, scheduler, strength)
+    for timestep in times:
         prediction = predict(scheduler.scale_model_input(latents, timestep), timestep)
         extra = {"eta": eta, "variance_noise": normal(noise.shape[1:], generators, noise)} if eta > 0 else {}
         latents = scheduler.step(prediction, timestep, latents, **extra).prev_sample

@@ -9,9 +9,10 @@ import secrets
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi import Path as Path_
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 
 from stages.errors import UsageError
@@ -26,6 +27,7 @@ from stages.web.survey_store import CLIPS, Design, SurveyStore
 COOKIE = "musicldm_survey"
 GATHER_SECONDS = 0.004
 COOKIE_SECONDS = 30 * 24 * 3600
+Number = Annotated[int, Path_(ge=0, le=10_000)]
 FORM = re.compile(r"[A-Za-z0-9_-]{32}")
 AGES = ("18-24", "25-34", "35-44", "45-54", "55-64", "65 or over", "I would rather not say")
 BACKGROUNDS = (
@@ -142,7 +144,7 @@ def survey_app(store: SurveyStore, host: str = "127.0.0.1") -> FastAPI:
         return response
 
     @app.get("/group/{place}")
-    async def group(request: Request, place: int) -> Response:
+    async def group(request: Request, place: Number) -> Response:
         participant = store.participant(request.cookies.get(COOKIE))
         if participant is None:
             return RedirectResponse("/", 303)
@@ -153,26 +155,26 @@ def survey_app(store: SurveyStore, host: str = "127.0.0.1") -> FastAPI:
         return page(request, "survey_group.html", values=range(LOWEST, HIGHEST + 1), **values)
 
     @app.post("/group/{place}")
-    async def finish(request: Request, place: int) -> Response:
+    async def finish(request: Request, place: Number) -> Response:
         participant = who(request)
         store.finish(participant, place)
         await commits.done()
         return onward(participant)
 
     @app.get("/clip/{place}/{position}")
-    async def clip(request: Request, place: int, position: int) -> Response:
+    async def clip(request: Request, place: Number, position: Number) -> Response:
         path = store.fetched(who(request), place, position)
         await commits.done()
         return FileResponse(path, media_type="audio/wav")
 
     @app.post("/heard/{place}/{position}")
-    async def heard(request: Request, place: int, position: int) -> Response:
+    async def heard(request: Request, place: Number, position: Number) -> Response:
         store.heard(who(request), place, position)
         await commits.done()
         return JSONResponse({"ok": True})
 
     @app.post("/rate/{place}/{position}")
-    async def rate(request: Request, place: int, position: int) -> Response:
+    async def rate(request: Request, place: Number, position: Number) -> Response:
         participant, given = who(request), await json_body(request)
         scale, value = given.get("scale"), given.get("value")
         if not isinstance(scale, str) or not isinstance(value, int) or isinstance(value, bool):
