@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -38,17 +39,23 @@ def quality(
         Path | None,
         typer.Argument(metavar="[REF]", help="Folder of real clips; default the test split of work/shards."),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Of cnn14-* and vggish: a file or owner/name:file; of mert: a folder or id."),
+    ] = None,
     clap: ClapFolder = None,
     out: Out = None,
     override: Override = None,
 ) -> None:
-    """FD, KID, IS and KL of generated clips against real ones, with 95% intervals.
+    """FD, KID, IS, KL, density and coverage of generated clips against real ones, with 95% intervals.
 
-    The network is evaluate.backbone of params.yaml: musicnn (music tags, 200-d) or clap.
+    The network is evaluate.backbone of params.yaml: musicnn (music tags, 200-d; needs no file), clap,
+    cnn14-16k or cnn14-32k (FD, IS, KL as in the paper), vggish (its FD is FAD), or mert.
     """
     from stages.evaluate import run
 
     found = session(context)
+    override = [*(override or []), *([] if weights is None else [f"evaluate.weights={json.dumps(weights)}"])]
     params, folder = found.params(override), out or found.layout.metrics / "quality"
     with found.output.progress() as progress:
         result = run.quality(
@@ -175,6 +182,74 @@ def planted(
         lines.append(f"{measure}: alarm above {rows['alarm_level']:.4f}")
         lines += [_line(f"  {key}", value) for key, value in rows.items() if key.startswith("recall")]
     _show(found, lines, [folder / run.METRICS, folder / "planted.csv"], result)
+
+
+@app.command()
+def zeroshot(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="ESC-50, UrbanSound8K, VGGSound or GTZAN.")],
+    benchmark: Annotated[
+        Literal["esc50", "urbansound8k", "vggsound", "gtzan"] | None,
+        typer.Option(help="Which layout DIR has; default by its files."),
+    ] = None,
+    clap: ClapFolder = None,
+    out: Out = None,
+    override: Override = None,
+) -> None:
+    """Accuracy and mAP@10 of CLAP as a classifier that was told only the names of the classes (table 3)."""
+    from stages.evaluate import run
+
+    found = session(context)
+    target = out or found.layout.metrics / "zeroshot"
+    with found.output.progress() as progress:
+        result = run.zeroshot(folder, benchmark, _clap(found, clap), found.params(override), target, progress)
+    lines = [f"{result['benchmark']}, {result['n_classes']} classes, {result['backbone']}"]
+    lines += [_line(key, result[key]) for key in ("accuracy", "map@10")]
+    lines += [f"fold {name:26} {value:9.4f}" for name, value in result.get("fold_accuracy", {}).items()]
+    _show(found, lines, [target / run.METRICS, target / "clips.csv"], result)
+
+
+@app.command()
+def retrieve(
+    context: typer.Context,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CSV (id,prompt); default work/captions/prompts.csv.")
+    ] = None,
+    clap: ClapFolder = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: work/retrieved.")] = None,
+    override: Override = None,
+) -> None:
+    """The baseline that makes nothing: the training clip nearest to each prompt, to be measured like the others."""
+    from stages.evaluate import run
+
+    found = session(context)
+    folder = out or found.layout.work / "retrieved"
+    with found.output.progress() as progress:
+        count = run.retrieval(
+            prompts or found.layout.captions / "prompts.csv", found.layout.shards, _clap(found, clap),
+            found.params(override), folder, found.layout.metrics / "cache", progress,
+        )  # fmt: skip
+    found.output.result(f"{folder}: {count} clips.", [folder], clips=count)
+
+
+@app.command()
+def table(
+    context: typer.Context,
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="Folder of runs, each with its metrics.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: work/table.")] = None,
+) -> None:
+    """Tables 1 and 2 of several runs as Markdown, CSV and LaTeX, the paper's rows beside, marked as theirs.
+
+    RUNS holds a folder `<variant>-<seed>` for each run, with quality/, relevance/ and novelty/ inside. Variants
+    are compared prompt by prompt (Wilcoxon, Holm's correction) in significance.csv.
+    """
+    from stages.evaluate.table import write_tables
+
+    found = session(context)
+    folder = out or found.layout.work / "table"
+    result = write_tables(runs, folder)
+    text = "\n".join((folder / f"table{n}.md").read_text(encoding="utf-8") for n in (1, 2))
+    found.output.result(f"{text}\n{folder}", sorted(folder.iterdir()), **result)
 
 
 @app.command()

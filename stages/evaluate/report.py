@@ -31,7 +31,10 @@ PAPER_QUALITY = (
     ("Riffusion", 68.95, 10.77, 1.34, 5.00), ("MuBERT", 31.70, 19.04, 1.51, 4.69),
     ("AudioLDM", 38.92, 3.08, 1.67, 3.65), ("MusicLDM", 26.67, 2.40, 1.81, 3.80),
     ("MusicLDM, mixup", 30.15, 2.84, 1.51, 3.74), ("MusicLDM, BAM", 28.54, 2.26, 1.56, 3.50),
-    ("MusicLDM, BLM", 24.95, 2.31, 1.79, 3.40),
+    ("MusicLDM, BLM", 24.95, 2.31, 1.79, 3.40), ("MusicLDM, only TA", 32.40, 2.51, 1.49, 3.96),
+    ("MusicLDM, text-finetune", 27.81, 1.75, 1.76, 3.60),
+    ("MusicLDM, BAM and text-finetune", 28.22, 1.81, 1.61, 3.61),
+    ("MusicLDM, BLM and text-finetune", 26.34, 1.68, 1.82, 3.47),
 )  # fmt: skip
 PAPER_SIMILARITY = (
     ("model", "text-audio similarity", "SIM_AA@0.90", "SIM_AA@0.95"),

@@ -18,6 +18,7 @@ from stages.evaluate import planted as planted_
 from stages.evaluate import quality as quality_
 from stages.evaluate import relevance as relevance_
 from stages.evaluate import spectral
+from stages.evaluate import zeroshot as zeroshot_
 from stages.evaluate.backbones import Backbone, ClapBackbone, load_backbone
 from stages.evaluate.cache import EmbeddingCache
 from stages.evaluate.duplicates import duplicates
@@ -31,6 +32,7 @@ from stages.evaluate.embeddings import (
     shard_segments,
 )
 from stages.evaluate.index import Kept, TrainingIndex, write_index
+from stages.evaluate.retrieval import retrieve
 from stages.generate.batch import MANIFEST, read_manifest
 from stages.params import Params
 from stages.progress import Progress, silent
@@ -200,6 +202,29 @@ def planted(
     return result
 
 
+def retrieval(
+    prompts: Path, shards: Path, clap: Path, params: Params, out: Path, cache: Path, progress: Progress = silent
+) -> int:
+    """Write the nearest training clip for each prompt of a CSV (id,prompt) into `out`; returns how many."""
+    backbone = ClapBackbone(clap, params.audio.sample_rate)
+    reader = ShardReader(shards)
+    texts = _texts(backbone.clap, dict(list(_prompt_table(prompts).items())[: params.generate.max_prompts]))
+    index = _Listener(backbone, params, cache, progress).index(reader)
+    return len(retrieve(texts, index, reader, params.audio, out))
+
+
+def zeroshot(
+    folder: Path, benchmark: str | None, clap: Path, params: Params, out: Path, progress: Progress = silent
+) -> dict[str, Any]:
+    """Write out/metrics.json and out/clips.csv. Raises DataError when the folder has no known layout."""
+    name = benchmark or zeroshot_.detect(folder)
+    backbone = ClapBackbone(clap, params.audio.sample_rate)
+    result, rows = zeroshot_.evaluate_zeroshot(folder, name, backbone.clap, backbone.name, params.evaluate, progress)
+    _write_csv(out / "clips.csv", rows)
+    write_json(out / METRICS, result)
+    return result
+
+
 class _Listener:
     """One network, with the cache of what it has heard."""
 
@@ -243,14 +268,21 @@ def _prompts(folder: Path) -> dict[str, str]:
     """Prompt by file stem: of the manifest, or of a prompts.csv (id, prompt) beside another system's clips."""
     if (folder / MANIFEST).exists():
         return {Path(row["file"]).stem: str(row["prompt"]) for row in read_manifest(folder)}
-    table = folder / PROMPTS
-    if not table.exists():
+    if not (folder / PROMPTS).exists():
         raise DataError(
             f"{folder} has no {MANIFEST}, so its prompts are unknown.",
             f"Make clips with: musicldm generate, or put a {PROMPTS} (id,prompt) beside them.",
         )
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
+    return _prompt_table(folder / PROMPTS)
+
+
+def _prompt_table(table: Path) -> dict[str, str]:
+    """Prompt by id, of a CSV. Raises DataError."""
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{table} cannot be read: {error}.", "Make it with: musicldm prep captions") from error
     if not rows or not {"id", "prompt"} <= rows[0].keys():
         raise DataError(f"{table} needs the columns id and prompt.", "The id is a file's name without its suffix.")
     return {row["id"]: row["prompt"] for row in rows}

@@ -1,0 +1,238 @@
+"""Tables 1 and 2 over several runs: means over seeds, significance between variants, and the paper's rows beside.
+
+A run is a folder with quality/, relevance/ and novelty/ as the evaluations leave them; its name is
+`<variant>-<seed>`, where a name that does not end in a number is a variant of one run.
+"""
+
+import csv
+import io
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import wilcoxon
+
+from stages.errors import DataError
+from stages.evaluate.report import PAPER_QUALITY, PAPER_SIMILARITY
+from stages.evaluate.run import METRICS
+from stages.generate.plots import violin_png
+from stages.store import atomic_folder, read_json
+
+COLUMNS = {
+    "table1": (("FD", "quality", "fd"), ("KID", "quality", "kid"), ("IS", "quality", "is_softmax"),
+               ("KL softmax", "quality", "kl_softmax"), ("KL sigmoid", "quality", "kl_sigmoid")),
+    "table2": (("text-audio similarity", "relevance", "text_audio_similarity"),
+               ("SIM_AA@0.90", "novelty", "sim_aa@0.9"), ("SIM_AA@0.95", "novelty", "sim_aa@0.95"), ("mel SIM@0.90", "novelty", "sim_mel@0.9")),
+}  # fmt: skip
+PAPER = {"table1": PAPER_QUALITY, "table2": PAPER_SIMILARITY}
+THEIRS = "the paper's own figures: other data, other networks, another test set; not comparable with ours"
+PAIRED = (("relevance/prompts.csv", "text-audio similarity"), ("novelty/nearest.csv", "similarity to training music"))
+LEAST_PAIRS = 6  # under which no outcome of the test has p < 0.05
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluated run."""
+
+    variant: str
+    seed: str
+    folder: Path
+    metrics: dict[str, dict[str, Any]]
+
+
+Row = list[str]
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """The runs below a folder, in name order. Raises DataError when there is none."""
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        metrics = {
+            kind: read_json(path / kind / METRICS, f"Measure again: musicldm eval {kind}")
+            for kind in ("quality", "relevance", "novelty")
+            if (path / kind / METRICS).exists()
+        }
+        if metrics:
+            match = re.fullmatch(r"(.+)-(\d+)", path.name)
+            found.append(Run(match[1] if match else path.name, match[2] if match else "", path, metrics))
+    if not found:
+        raise DataError(
+            f"{folder} holds no evaluated runs.",
+            "Give a folder of folders, each with quality/, relevance/, novelty/ of `musicldm eval`.",
+        )
+    return found
+
+
+def write_tables(folder: Path, out: Path) -> dict[str, Any]:
+    """Write table1 and table2 as .md, .csv and .tex, significance.csv, and violins.png; returns their figures."""
+    runs = read_runs(folder)
+    variants: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        variants[run.variant].append(run)
+    warnings = _same_conditions(runs)
+    tests = significance(variants)
+    with atomic_folder(out) as temporary:
+        for name, columns in COLUMNS.items():
+            header = ["system", "seeds", "n", *(title for title, _, _ in columns)]
+            rows = [_row(variant, group, columns) for variant, group in variants.items()]
+            reference = _references(runs) if name == "table2" else []
+            notes = [_conditions(runs[0]), *warnings]
+            (temporary / f"{name}.md").write_text(_markdown(header, rows + reference, PAPER[name], notes), "utf-8")
+            (temporary / f"{name}.csv").write_text(_csv(header, rows + reference, PAPER[name]), "utf-8")
+            (temporary / f"{name}.tex").write_text(_latex(header, rows + reference, PAPER[name]), "utf-8")
+        (temporary / "significance.csv").write_text(_table_csv(tests), "utf-8")
+        for number, (file, label) in enumerate(PAIRED):
+            sets = {v: [x for run in group for x in scores(run, file).values()] for v, group in variants.items()}
+            sets = {name: values for name, values in sets.items() if values}
+            if sets:
+                (temporary / f"figure3-{'text' if number == 0 else 'audio'}.png").write_bytes(violin_png(sets, label))
+    return {"runs": len(runs), "variants": list(variants), "significance": tests, "warnings": warnings}
+
+
+def scores(run: Run, file: str) -> dict[str, float]:
+    """Similarity of each generated clip, by clip; of several windows the mean for text, the largest for novelty."""
+    path = run.folder / file
+    if not path.exists():
+        return {}
+    grouped: dict[str, list[float]] = defaultdict(list)
+    with path.open(encoding="utf-8", newline="") as table:
+        for row in csv.DictReader(table):
+            if row["set"] == "generated":
+                grouped[row["id"]].append(float(row["similarity"]))
+    return {name: max(values) if "nearest" in file else float(np.mean(values)) for name, values in grouped.items()}
+
+
+def significance(variants: dict[str, list[Run]]) -> list[dict[str, Any]]:
+    """Every pair of variants, prompt by prompt (means over seeds): Wilcoxon's signed-rank test, two-sided, with
+    Holm's correction over the pairs of one measure. Pairs of fewer than LEAST_PAIRS common prompts are left out."""
+    found = []
+    for file, label in PAIRED:
+        means = {name: _mean_scores(group, file) for name, group in variants.items()}
+        tests = [row for a, b in combinations(means, 2) if (row := _test(label, a, b, means[a], means[b]))]
+        for row, corrected in zip(tests, holm([row["p"] for row in tests]), strict=True):
+            row["p_holm"] = corrected
+        found += tests
+    return found
+
+
+def holm(p: list[float]) -> list[float]:
+    """Holm's step-down correction of p values (Holm 1979)."""
+    corrected, highest = [0.0] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
+        corrected[i] = highest
+    return corrected
+
+
+def _mean_scores(runs: list[Run], file: str) -> dict[str, float]:
+    found = [scores(run, file) for run in runs]
+    common = set.intersection(*(set(one) for one in found)) if found else set()
+    return {name: float(np.mean([one[name] for one in found])) for name in sorted(common)}
+
+
+def _test(label: str, a: str, b: str, first: dict[str, float], second: dict[str, float]) -> dict[str, Any] | None:
+    common = sorted(first.keys() & second.keys())
+    if len(common) < LEAST_PAIRS:
+        return None
+    difference = np.array([second[name] - first[name] for name in common])
+    p = float(wilcoxon(difference).pvalue) if difference.any() else 1.0
+    return {"measure": label, "first": a, "second": b, "n": len(common), "mean_difference": float(difference.mean()),
+            "p": p}  # fmt: skip
+
+
+def _row(variant: str, runs: list[Run], columns: tuple[tuple[str, str, str], ...]) -> Row:
+    cells, counts = [], set()
+    for _, kind, key in columns:
+        found = [_find(run.metrics.get(kind, {}), key) for run in runs]
+        values = [figure["value"] for figure in found if figure]
+        counts |= {figure["n"] for figure in found if figure}
+        cells.append(_cell(values, found))
+    return [variant, str(len(runs)), "/".join(map(str, sorted(counts))), *cells]
+
+
+def _find(metrics: dict[str, Any], key: str) -> dict[str, Any] | None:
+    return metrics.get(key) or (metrics.get("generated") or {}).get(key)
+
+
+def _cell(values: list[float], figures: list[dict[str, Any] | None]) -> str:
+    """Mean and standard deviation over seeds; of a single run the 95% interval of its own evaluation."""
+    if not values:
+        return ""
+    if len(values) > 1:
+        return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+    only = next(figure for figure in figures if figure)
+    return f"{only['value']:.3f} [{only['low']:.3f}, {only['high']:.3f}]"
+
+
+def _references(runs: list[Run]) -> list[Row]:
+    names = (("test set (reference)", "test_set_reference"), ("retrieval max (reference)", "retrieval_max_reference"))
+    metrics = next((run.metrics["relevance"] for run in runs if "relevance" in run.metrics), {})
+    rows = [[name, "", str(metrics[key]["n"]), _cell([1.0], [metrics[key]])] for name, key in names if metrics.get(key)]
+    width = 3 + len(COLUMNS["table2"])
+    return [row + [""] * (width - len(row)) for row in rows]
+
+
+def _conditions(run: Run) -> str:
+    return "; ".join(f"{kind}: {found['backbone']}, {found['preprocessing']}" for kind, found in run.metrics.items())
+
+
+def _same_conditions(runs: list[Run]) -> list[str]:
+    warnings = []
+    for kind in ("quality", "relevance", "novelty"):
+        seen = {(found["backbone"], found["preprocessing"]) for run in runs if (found := run.metrics.get(kind))}
+        if len(seen) > 1:
+            warnings.append(f"The runs' {kind} was measured with {len(seen)} networks or preprocessings; "
+                            "these figures cannot be compared.")  # fmt: skip
+    return warnings
+
+
+def _theirs(paper: tuple[tuple[Any, ...], ...]) -> tuple[list[str], list[Row]]:
+    return [str(cell) for cell in paper[0]], [[f"{row[0]} (paper)", *map(str, row[1:])] for row in paper[1:]]
+
+
+def _markdown(header: Row, rows: list[Row], paper: tuple[tuple[Any, ...], ...], notes: list[str]) -> str:
+    def lines(head: Row, body: list[Row]) -> list[str]:
+        return ["| " + " | ".join(row) + " |" for row in (head, ["-"] * len(head), *body)]
+
+    head, body = _theirs(paper)
+    parts = ["Ours.", "", *lines(header, rows), "", *(f"- {note}" for note in notes), "", f"Theirs: {THEIRS}.", ""]
+    return "\n".join([*parts, *lines(head, body), ""])
+
+
+def _csv(header: Row, rows: list[Row], paper: tuple[tuple[Any, ...], ...]) -> str:
+    head, body = _theirs(paper)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["source", *header])
+    writer.writerows(["ours", *row] for row in rows)
+    writer.writerow([f"paper ({THEIRS})", *head])
+    writer.writerows(["paper", *row] for row in body)
+    return buffer.getvalue()
+
+
+def _latex(header: Row, rows: list[Row], paper: tuple[tuple[Any, ...], ...]) -> str:
+    def tabular(head: Row, body: list[Row]) -> list[str]:
+        cells = [" & ".join(_tex(cell) for cell in row) + r" \\" for row in (head, *body)]
+        return [r"\begin{tabular}{l" + "r" * (len(head) - 1) + "}", r"\hline", cells[0], r"\hline", *cells[1:],
+                r"\hline", r"\end{tabular}"]  # fmt: skip
+
+    head, body = _theirs(paper)
+    return "\n".join(["% ours", *tabular(header, rows), "", f"% {THEIRS}", *tabular(head, body), ""])
+
+
+def _tex(cell: str) -> str:
+    return re.sub(r"([_%&#])", r"\\\1", cell).replace("±", r"$\pm$")
+
+
+def _table_csv(rows: list[dict[str, Any]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(
+        buffer, ["measure", "first", "second", "n", "mean_difference", "p", "p_holm"], lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
