@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from musicldm_cli.commands import data, doctor, evaluate, generate, model, params, prep, train
+from musicldm_cli.commands import data, doctor, evaluate, generate, model, params, prep, studio, train
 from musicldm_cli.output import Mode, Output
 from musicldm_cli.session import Session
 from stages import errors
@@ -37,6 +37,7 @@ app.add_typer(prep.app, name="prep")
 app.add_typer(train.app, name="train")
 app.command("generate")(generate.generate)
 app.add_typer(evaluate.app, name="eval")
+app.command("studio")(studio.studio)
 app.add_typer(model.app, name="model")
 app.add_typer(params.app, name="params")
 app.command("doctor")(doctor.doctor)

@@ -91,3 +91,14 @@ def _save(figure: Figure, target: Path | io.BytesIO) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # prompts may be in any script
         figure.savefig(target, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+
+
+def save_waveform_and_spectrogram(path: Path, waveform: Tensor, params: Params) -> None:
+    """Write a PNG of one clip (L,): its waveform above its spectrogram, over the same seconds."""
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
+    upper, lower = figure.subplots(2, 1, height_ratios=(1, 2))
+    upper.plot(np.arange(len(waveform)) / params.audio.sample_rate, waveform.numpy(), linewidth=0.4)
+    upper.set(xlim=(0, len(waveform) / params.audio.sample_rate), ylim=(-1, 1), ylabel="amplitude")
+    draw_spectrogram(lower, waveform, params)
+    with atomic_file(path) as temporary:
+        _save(figure, temporary)
