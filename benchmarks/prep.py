@@ -1,20 +1,19 @@
 """Data preparation against its limits and peers, side by side: `python benchmarks/prep.py [--json FILE]`.
 
 The demo music is brought to 44.1 kHz stereo in three formats first, as collections come; every figure is the
-median of rounds that take all contestants in turn, one core each. Throughput is seconds of music per second.
+median of rounds that take all contestants in turn, one core each. Times are CPU seconds of the process and its
+children, so that what else runs on the machine counts less; throughput is seconds of music in one of them.
 """
 
 import argparse
 import json
 import os
 import platform
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,7 +56,7 @@ def decode_and_soxr(path: Path) -> None:
     with soundfile.SoundFile(path) as file:
         stream = soxr.ResampleStream(file.samplerate, RATE, 1, dtype="float32", quality="VHQ")
         while len(block := file.read(io.BLOCK_SAMPLES, dtype="float32", always_2d=True)):
-            stream.resample_chunk(block.mean(axis=1, dtype=np.float32))
+            stream.resample_chunk((block[:, 0] + block[:, 1]) * np.float32(0.5))
         stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
@@ -81,14 +80,14 @@ def by_sox(path: Path) -> None:
 
 
 def rounds(contestants: dict[str, Callable[[], None]], count: int) -> dict[str, float]:
-    """Median seconds of each, taken in turn; the first round warms up."""
+    """Median CPU seconds of each, its child processes included, taken in turn; the first round warms up."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(count + 1):
         for name, run in contestants.items():
-            start = time.perf_counter()
+            start = sum(os.times()[:4])
             run()
             if number:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(sum(os.times()[:4]) - start)
     return {name: statistics.median(found) for name, found in times.items()}
 
 
@@ -126,7 +125,7 @@ def resampling(folder: Path, tracks: int, count: int) -> dict[str, float]:
 
 
 def memory(folder: Path, minutes: int) -> float:
-    """Peak megabytes of a process that resamples one file of that length, above one that does a second."""
+    """Peak megabytes of a process that resamples one file of that length, its modules included."""
     code = (
         "import resource, sys; from pathlib import Path; from stages import params;"
         "from stages.audio import io; from stages.data.manifest import Track; from stages.data.resample import *;"
@@ -173,7 +172,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core for everybody, children included
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if "model name" in line), "")
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
     print(f"{model or platform.processor()}, one core; load {os.getloadavg()[0]:.1f} before")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -184,9 +184,7 @@ def main() -> None:
         for minutes in (10, 60, 180):
             figures[f"peak MB, {minutes} min"] = memory(folder, minutes)
             print(f"  resampling a file of {minutes:3} min takes {figures[f'peak MB, {minutes} min']:.0f} MB at most")
-    print(
-        f"load {os.getloadavg()[0]:.1f} after; the benchmark's own peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB"
-    )
+    print(f"load {os.getloadavg()[0]:.1f} after")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -83,7 +83,7 @@ def make_manifest(
     order = splits.spread(list(texts), [_group(path, text) for path, text in texts.items()], settings.seed)
     scanned = _scan(source, order, settings.limit, jobs, dask, rejected, progress)
     if strict and rejected:
-        shown = "; ".join(f"{item.path}: {item.reason}" for item in rejected[:10])
+        shown = "; ".join(f"{item.path}: {item.reason.rstrip('.')}" for item in rejected[:10])
         raise DataError(f"{len(rejected)} file(s) of {source} are rejected: {shown}.", "Mend them, or omit --strict.")
     if not scanned:
         first = f" The first: {rejected[0].path}: {rejected[0].reason}." if rejected else ""

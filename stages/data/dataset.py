@@ -80,9 +80,10 @@ def normalise(samples: NDArray[np.int16], peak: float) -> NDArray[np.float32]:
 
     What stays within one step of 16-bit sound around its mean is silence, and becomes zeros.
     """
-    centred = samples.astype(np.float32) - np.float32(samples.mean(dtype=np.float64))
-    largest = np.abs(centred).max()
-    return centred * np.float32(peak / largest if largest > 1 else 0.0)
+    centred = np.subtract(samples, np.float32(samples.mean(dtype=np.float64)), dtype=np.float32)
+    largest = max(centred.max(), -centred.min())
+    centred *= np.float32(peak / largest if largest > 1 else 0.0)  # in place: new memory costs more than the sums
+    return centred
 
 
 class StepBatches(Sampler[list[Draw]]):

@@ -46,19 +46,19 @@ class ShardReader:
         if not 0 <= start <= stop <= self.tracks[i].samples:
             raise IndexError(f"{start} .. {stop} is not within the {self.tracks[i].samples} samples of track {i}")
         with self._reading(i):
-            return np.asarray(self._group(i)["audio"][start:stop])
+            return np.asarray(self._dataset(i, "audio")[start:stop])
 
     def beats(self, i: int) -> NDArray[np.float64]:
         """Beat times of track i in seconds."""
         with self._reading(i):
-            return np.asarray(self._group(i)["beats"][:])
+            return np.asarray(self._dataset(i, "beats")[:])
 
     def downbeats(self, i: int) -> NDArray[np.float64]:
         """Downbeat times of track i in seconds."""
         with self._reading(i):
-            return np.asarray(self._group(i)["downbeats"][:])
+            return np.asarray(self._dataset(i, "downbeats")[:])
 
-    def _group(self, i: int) -> h5py.Group:
+    def _dataset(self, i: int, name: str) -> h5py.Dataset:
         shard = self._shards[i]
         if self._process != os.getpid():  # a handle taken over by fork shares its parent's state
             self._files, self._process = {}, os.getpid()
@@ -67,7 +67,7 @@ class ShardReader:
             if file.attrs["key"] != shard.key:
                 raise OSError("it holds other tracks than the index says")
             self._files[shard.file] = file
-        return self._files[shard.file][self.tracks[i].id]
+        return self._files[shard.file][f"{self.tracks[i].id}/{name}"]
 
     @contextmanager
     def _reading(self, i: int) -> Iterator[None]:
