@@ -17,7 +17,7 @@ from tests import DEMO, ROOT
 
 SECONDS = 25
 TOY = [
-    "manifest.limit=10",
+    "manifest.limit=10", "tempo.tolerance=0.4", "tempo.min_confidence=0.2",
     "clap.train.steps=4", "vae.train.steps=4", "vae.adversarial_start=2", "vocoder.train.steps=4",
     "vocoder.adversarial_start=2", "ldm.train.steps=4", "ldm.mixup_bank=4", "generate.steps=3",
     "generate.max_prompts=2", "evaluate.bootstrap=20",
