@@ -26,7 +26,8 @@ COLUMNS = {
     "table1": (("FD", "quality", "fd"), ("KID", "quality", "kid"), ("IS", "quality", "is_softmax"),
                ("KL softmax", "quality", "kl_softmax"), ("KL sigmoid", "quality", "kl_sigmoid")),
     "table2": (("text-audio similarity", "relevance", "text_audio_similarity"),
-               ("SIM_AA@0.90", "novelty", "sim_aa@0.9"), ("SIM_AA@0.95", "novelty", "sim_aa@0.95"), ("mel SIM@0.90", "novelty", "sim_mel@0.9")),
+               ("SIM_AA@0.90", "novelty", "sim_aa@0.9"), ("SIM_AA@0.95", "novelty", "sim_aa@0.95"),
+               ("mel SIM@0.90", "novelty", "sim_mel@0.9")),
 }  # fmt: skip
 PAPER = {"table1": PAPER_QUALITY, "table2": PAPER_SIMILARITY}
 THEIRS = "the paper's own figures: other data, other networks, another test set; not comparable with ours"
