@@ -5,7 +5,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" DVC_NO_ANALYTICS=1
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 PROMPT ?= dramatic trailer
 
-.PHONY: setup demo test test-all lint bench docs
+.PHONY: setup demo test test-all lint bench docs screenshots
 
 setup: $(VENV)/ready
 
@@ -34,6 +34,11 @@ lint: $(VENV)/ready
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) lint-imports
+
+# Pictures of the web pages at two widths, in work/screenshots, to be looked at
+screenshots: $(VENV)/ready
+	$(RUN) pytest -m slow tests/web/test_screenshots.py -n 0
+	@ls work/screenshots/*.png
 
 docs: $(VENV)/ready
 	$(RUN) python docs/make_cli_reference.py

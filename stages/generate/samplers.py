@@ -39,6 +39,8 @@ def make_scheduler(name: str, config: Mapping[str, Any], steps: int, eta: float)
     if eta > 0 and name != "ddim":
         raise UsageError(f"--eta belongs to the sampler ddim; {name} adds no noise.", "Leave it out, or take ddim.")
     kept = {k: v for k, v in config.items() if not k.startswith("_") and (name == "ddim" or k not in DDIM_ONLY)}
+    if steps == total:
+        kept["steps_offset"] = 0  # every time is visited, and an offset would lead beyond the last
     scheduler = getattr(diffusers, SAMPLERS[name]).from_config(kept)
     scheduler.set_timesteps(steps)
     return scheduler

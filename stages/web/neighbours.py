@@ -44,7 +44,9 @@ class Neighbours:
                 continue
             first = round(start * rate)
             last = min(first + self.params.audio.clip_samples, track.samples)
-            samples = self.reader.audio(self.tracks[name], first, last).astype(np.float32) / audio_io.FULL_SCALE
+            samples = self.reader.audio(self.tracks[name], first, last).astype(np.float32) / np.float32(
+                audio_io.FULL_SCALE
+            )
             file = f"{stem.name}-near-{len(found) + 1}.wav"
             audio_io.write(stem.with_name(file), samples, rate)
             found.append({"track": track.id, "title": track.title, "artist": track.artist, "file": file,

@@ -115,10 +115,10 @@ def _captions(folder: Path) -> dict[str, tuple[str, Path]]:
         raise DataError(f"There is no folder {folder}.", MAKE)
     if not (folder / MANIFEST).exists():
         raise DataError(f"{folder} has no {MANIFEST}, so its captions are unknown.", MAKE)
-    found = {}
+    found: dict[str, tuple[str, Path]] = {}
     for row in read_jsonl(folder / MANIFEST, MAKE):
         name, item, caption = (row.get(key) for key in ("file", "id", "prompt"))
-        if not all(isinstance(value, str) and value for value in (name, item, caption)):
+        if not (isinstance(name, str) and isinstance(item, str) and isinstance(caption, str) and name and item):
             raise DataError(f"{folder / MANIFEST} has a row without id, file or prompt.", MAKE)
         if Path(name).name != name or not (folder / name).is_file():
             raise DataError(f"{folder / MANIFEST} names {name!r}, which is no file of its folder.", MAKE)

@@ -10,7 +10,7 @@ from stages.generate.batch import generate_files
 from stages.generate.edit import make_init, read_init
 from stages.generate.pipeline import Pipeline, Settings
 from stages.generate.prompts import Prompt
-from stages.generate.samplers import SAMPLERS
+from stages.generate.samplers import SAMPLERS, make_scheduler
 from tests import DEMO
 
 PROMPT = Prompt("a", "calm piano", 1, None, 2.0, 1.28)
@@ -59,6 +59,13 @@ def test_only_the_remaining_steps_are_done_and_the_manifest_says_so(pipeline, tm
     assert [a for a in seen if a[0] == "Denoising steps"] == [("Denoising steps", n, 3) for n in (1, 2, 3)]
     assert rows[0]["strength"] == 0.5
     assert len(rows[0]["init_sha256"]) == 64
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_step_of_the_diffusion_can_be_taken(pipeline, sampler):
+    times = make_scheduler(sampler, pipeline.scheduler, 1000, 0.0).timesteps
+    assert len(times) == 1000
+    assert 0 <= min(times) <= max(times) < 1000
 
 
 def test_silence_and_impossible_strengths_are_refused(clip):

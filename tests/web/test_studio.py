@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import shutil
+import socket
 import threading
 import time
 
@@ -13,9 +14,13 @@ import soundfile
 
 pytest.importorskip("fastapi", reason="pip install 'musicldm[web]'")
 
+import uvicorn
+
 from stages import params as parameters
 from stages.web.decode import decode
 from stages.web.refused import Refused
+from stages.web.studio import studio_app
+from stages.web.studio_queue import StudioQueue, find_models
 from tests import DEMO
 from tests.conftest import CLIP_SECONDS
 from tests.data.conftest import _write_collection
@@ -25,7 +30,7 @@ RAW = {"preset": "tiny", "audio": {"clip_seconds": CLIP_SECONDS}, "clap": {"wind
        "generate": {"steps": 2}}  # fmt: skip
 CLIP = {"prompt": "calm piano", "negative": "", "seconds": CLIP_SECONDS, "steps": 2, "sampler": "ddim", "guidance": 2.0,
         "seed": 1, "candidates": 1, "model": "ldm"}  # fmt: skip
-LONG = CLIP | {"steps": 1000, "candidates": 8}
+LONG = CLIP | {"steps": 800, "candidates": 8}
 TRAIN = ["flare_battle_theme", "flare_cave_theme", "singularity_nebula", "hyperrogue_hr3_caves"]
 
 
@@ -46,6 +51,37 @@ def studio(start_server, toy_models, shards, tmp_path):
     shutil.copytree(shards, tmp_path / "work" / "shards")
     (tmp_path / "params.yaml").write_text(parameters.to_yaml(parameters.resolve(RAW)), encoding="utf-8")
     return lambda port=0: start_server("studio", "--model", toy_models / "ldm", port=port)
+
+
+class InProcess:
+    """The application on a real socket, in threads of this process."""
+
+    def __init__(self, models, shards, folder, port):
+        self.jobs = StudioQueue(find_models([models]), folder / "studio", shards, folder / "cache")
+        app = studio_app(self.jobs, parameters.resolve(RAW).generate, CLIP_SECONDS)
+        listening = socket.create_server(("127.0.0.1", port))
+        self.port = listening.getsockname()[1]
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listening]})
+        self.thread.start()
+
+    def stop(self):
+        self.server.should_exit = True
+        self.thread.join()
+        self.jobs.close()
+
+
+@pytest.fixture
+def start(toy_models, shards, tmp_path):
+    running = []
+
+    def new(port=0):
+        running.append(InProcess(toy_models, shards, tmp_path, port))
+        return running[-1]
+
+    yield new
+    for server in running:
+        server.stop()
 
 
 class Person:
@@ -85,8 +121,8 @@ def audible(data):
     return np.abs(samples).max() > 0.01
 
 
-def test_two_people_queue_cancel_restart_and_never_mix(studio):
-    server = studio()
+def test_two_people_queue_cancel_restart_and_never_mix(start):
+    server = start()
     ann, ben = Person(server.port), Person(server.port)
     first = ann.job()[1]["id"]
     done = ann.wait(first, "done")
@@ -119,8 +155,8 @@ def test_two_people_queue_cancel_restart_and_never_mix(studio):
     assert len(ann.ask("GET", "/history")[1]["clips"]) == 1
 
     line = ann.ask("GET", f"/line/{first}")[1]
-    server.process.kill()
-    again = studio(server.port)
+    server.stop()
+    again = start(server.port)
     assert ann.ask("GET", f"/line/{first}")[1] == line
     assert ann.ask("GET", "/history")[1]["clips"] == [clip]
     assert "started anew" in ann.ask("GET", f"/jobs/{long}")[1]["sentence"]
@@ -207,7 +243,7 @@ def test_in_a_browser(studio, browser):
     )
     assert len(find(".clip li audio")) == 3
     steps, candidates = find("#steps")[0], find("#candidates")[0]
-    for field, value in ((steps, "1000"), (candidates, "8")):
+    for field, value in ((steps, "800"), (candidates, "8")):
         field.clear()
         field.send_keys(value)
     find("form button")[0].click()

@@ -3,8 +3,10 @@
 import http.client
 import itertools
 import json
+import shutil
 import socket
 import struct
+import sys
 import threading
 from collections import Counter
 
@@ -42,9 +44,17 @@ def clock(monkeypatch):
     return clock
 
 
+@pytest.fixture(scope="module")
+def laid_out(folders, tmp_path_factory):
+    out = tmp_path_factory.mktemp("survey")
+    open_survey(folders, GROUPS, 10, 0, out)[0].close()
+    return out
+
+
 @pytest.fixture
-def survey(folders, tmp_path):
-    store, _ = open_survey(folders, GROUPS, 10, 0, tmp_path)
+def survey(laid_out, tmp_path):
+    shutil.copytree(laid_out, tmp_path, dirs_exist_ok=True)
+    store = survey_store.SurveyStore(tmp_path)
     yield store
     store.close()
 
@@ -274,6 +284,18 @@ def test_folders_that_cannot_be_compared_are_refused(folders, tmp_path):
         (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
         refused(DataError, words, [folders[0], folder])
     assert not list((tmp_path / "out").glob("clips/*"))
+
+
+@pytest.mark.parametrize("command", [("studio",), ("eval", "listen", "serve", "a", "b")])
+def test_without_the_extra_its_name_is_told(monkeypatch, capsys, command):
+    from musicldm_cli import app
+
+    monkeypatch.setattr("stages.web.server.PACKAGES", ("fastapi", "no_such_package"))
+    monkeypatch.setattr(sys, "argv", ["musicldm", *command])
+    with pytest.raises(SystemExit) as caught:
+        app.main()
+    assert caught.value.code == 6
+    assert "pip install 'musicldm[web]'" in capsys.readouterr().err
 
 
 def test_wav_header_is_the_plain_one(survey, tmp_path):
