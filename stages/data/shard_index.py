@@ -1,6 +1,8 @@
 """What a folder of shards must hold: its index.json, and the HDF5 files' layout as read back from them."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +10,21 @@ import h5py
 import numpy as np
 
 from stages.errors import DataError
-from stages.store import read_json, sha256
+from stages.store import CheckedFile, read_json, sha256
 
 SCHEMA = 1
 INDEX = "index.json"
 AGAIN = "Write the shards again: musicldm prep shards"
+HDF5_VERSION = ("v110", "v110")  # from 1.10 on, HDF5 keeps checksums of its metadata too
+
+
+@contextmanager
+def new_hdf5(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file to write; what the disk refused is raised as OSError at the end, where HDF5 would crash."""
+    with CheckedFile(path, "w+") as disk:
+        with h5py.File(disk, "w", libver=HDF5_VERSION) as file:
+            yield file
+        disk.check()
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,11 @@ from numpy.typing import NDArray
 from stages.audio import io
 from stages.data.manifest import Track, read_manifest
 from stages.data.parallel import run_each
-from stages.data.shard_index import INDEX, SCHEMA, Shard, describe, fault, read_index
+from stages.data.shard_index import INDEX, SCHEMA, Shard, describe, fault, new_hdf5, read_index
 from stages.errors import DataError, DiskFullError
 from stages.params import Params
 from stages.progress import Progress, silent
-from stages.store import CheckedFile, atomic_file, exclusive, read_jsonl, require_space, sha256, write_json
-
-HDF5_VERSION = ("v110", "v110")  # from 1.10 on, HDF5 keeps checksums of its metadata too
+from stages.store import atomic_file, exclusive, read_jsonl, require_space, sha256, write_json
 
 
 @dataclass(frozen=True)
@@ -182,13 +180,10 @@ def _make_shard(path: Path, sources: list[Source], old: Shard | None, params: Pa
         if old is None and fault(path, ids) is None:  # of a run that was stopped before its index
             return describe(path, ids), False
     with atomic_file(path) as temporary:
-        with CheckedFile(temporary, "w+") as disk:
-            with h5py.File(disk, "w", libver=HDF5_VERSION) as file:
-                file.attrs["key"] = key
-                for source in sources:
-                    _write_track(file, source, params)
-                    disk.check()
-            disk.check()
+        with new_hdf5(temporary) as file:
+            file.attrs["key"] = key
+            for source in sources:
+                _write_track(file, source, params)
         shard = describe(temporary, ids, path.name)
     return shard, True
 

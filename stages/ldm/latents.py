@@ -24,7 +24,7 @@ from stages.audio.mel import clip_mel
 from stages.beats.align import usable_downbeats
 from stages.clap.model import Clap, load_clap
 from stages.data.dataset import normalise
-from stages.data.shard_index import read_index
+from stages.data.shard_index import new_hdf5, read_index
 from stages.data.shards import ShardReader, TrackInfo
 from stages.errors import DataError
 from stages.params import Params
@@ -136,7 +136,7 @@ def _write_part(
         for window in choose_windows(track, shards.tracks[track], shards.downbeats(track), params)
     ]
     shape, width, size = encoder.latent_shape, encoder.width, params.latents.batch_size
-    with atomic_file(path) as temporary, h5py.File(temporary, "w", libver=("v110", "v110")) as file:
+    with atomic_file(path) as temporary, new_hdf5(temporary) as file:
         layout: dict[str, tuple[tuple[int, ...], str]] = {
             "mean": (shape, "f2"), "logvar": (shape, "f2"), "audio": ((width,), "f4"), "text": ((width,), "f4"),
         }  # fmt: skip
