@@ -66,7 +66,7 @@ def _leaves(typer_app):
     [
         (("nonsense",), 2, "No such command"),
         (("prep", "nonsense"), 2, "musicldm prep --help"),
-        (("generate", "--steps", "few"), 2, "few"),
+        (("generate", "--steps", "few"), 2, "--steps"),
         (("--params", "none.yaml", "params", "show"), 3, "no parameter file"),
         (("params", "show", "-S", "mel.hop_length=7"), 3, "mel.hop_length"),
         (("model", "info", "no-such-folder"), 5, "not a model folder"),
