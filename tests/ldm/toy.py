@@ -35,8 +35,9 @@ TOY = {
     "audio": {"clip_seconds": 2.56},
     "clap": {"window_seconds": 2.56},
     "latents": {"grid_seconds": 1.28, "batch_size": 4},
-    "ldm": {"mixup_bank": 8, "mixup_bank_uses": 4, "train": {"batch_size": 4, "steps": 8, "workers": 0, "checkpoint_every": 3,
-                                       "valid_every": 4, "valid_batches": 1, "warmup_steps": 2}},
+    "ldm": {"mixup_bank": 8, "mixup_bank_uses": 4,
+            "train": {"batch_size": 4, "steps": 8, "workers": 0,
+                                       "checkpoint_every": 3, "valid_every": 4, "valid_batches": 1, "warmup_steps": 2}},
 }  # fmt: skip
 
 
