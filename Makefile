@@ -5,7 +5,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" DVC_NO_ANALYTICS=1
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 PROMPT ?= dramatic trailer
 
-.PHONY: setup demo test test-all lint bench docs screenshots
+.PHONY: setup demo test test-all lint screenshots docs bench screenshots
 
 setup: $(VENV)/ready
 
@@ -41,7 +41,7 @@ screenshots: $(VENV)/ready
 	@ls work/screenshots/*.png
 
 docs: $(VENV)/ready
-	$(RUN) python docs/make_cli_reference.py
+	$(RUN) typer musicldm_cli.app utils docs --name musicldm --title "Command reference" --output docs/cli.md
 
 bench: $(VENV)/ready
 	for file in benchmarks/*.py; do $(RUN) python $$file || exit 1; done

@@ -1,6 +1,7 @@
 """The command line as a person or a script meets it: help, exit codes, output modes, completion."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,15 @@ def test_mistakes_have_their_exit_code_and_one_sentence(monkeypatch, capsys, arg
     assert (got, out) == (code, "")
     assert words in err
     assert "Traceback" not in err
+
+
+def test_the_reference_is_up_to_date(tmp_path):
+    """docs/cli.md is what `make docs` writes from the commands themselves."""
+    line = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "utils docs" in line)
+    words = shlex.split(line.replace("$(RUN)", ""))
+    words[-1] = str(tmp_path / "cli.md")
+    subprocess.run([sys.executable, "-m", *words], check=True, capture_output=True, cwd=ROOT)
+    assert (tmp_path / "cli.md").read_text() == (ROOT / "docs" / "cli.md").read_text(), "run: make docs"
 
 
 def test_every_error_has_an_exit_code():
