@@ -145,7 +145,8 @@ def embed_stream(
     for batch in _batches(segments):
         clips = [normalised(segment.samples, audio, backbone.keeps_level) for segment in batch]
         keys = [key(clip.numpy(), backbone.name, how) for clip in clips]
-        entries = cache.find(keys) if cache is not None else [None] * len(batch)
+        nothing: list[Entry | None] = [None] * len(batch)
+        entries = cache.find(keys) if cache is not None else nothing
         new = [i for i, entry in enumerate(entries) if entry is None]
         if new:
             made = _run(backbone, [clips[i] for i in new])

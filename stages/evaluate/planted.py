@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import librosa
 import numpy as np
 import soundfile
 import torch
 import torchaudio.functional as AF
+from librosa.effects import pitch_shift, time_stretch
 from numpy.typing import NDArray
 
 from stages.audio.io import FULL_SCALE
@@ -66,12 +66,12 @@ def _encoded(excerpt: Excerpt, container: str, codec: str, quality: float) -> Sa
 
 def pitched(excerpt: Excerpt) -> Samples:
     """A semitone higher, at the same speed (phase vocoder)."""
-    return np.asarray(librosa.effects.pitch_shift(excerpt.samples, sr=excerpt.sample_rate, n_steps=SEMITONES))
+    return np.asarray(pitch_shift(excerpt.samples, sr=excerpt.sample_rate, n_steps=SEMITONES))
 
 
 def stretched(excerpt: Excerpt) -> Samples:
     """3% faster at the same pitch (phase vocoder)."""
-    return _fit(librosa.effects.time_stretch(excerpt.longer, rate=STRETCH), len(excerpt.samples))
+    return _fit(time_stretch(excerpt.longer, rate=STRETCH), len(excerpt.samples))
 
 
 def equalised(excerpt: Excerpt) -> Samples:

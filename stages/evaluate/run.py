@@ -122,7 +122,7 @@ def novelty(
     if reader is not None and any(track.split == "test" for track in reader.tracks):
         sets["held_out"] = _sketched(shard_segments(reader, "test", params.audio), params)
     embedded = {name: listen(segments, name.replace("_", " ")) for name, (segments, _) in sets.items()}
-    heard = {}
+    heard: dict[str, novelty_.Heard] = {}
     for name, (_, sketches) in sets.items():
         progress("Compare spectrograms", len(heard), len(sets))
         heard[name] = novelty_.hear(sketches, training)

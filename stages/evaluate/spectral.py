@@ -19,11 +19,11 @@ from torch import Tensor
 BANDS = 32
 FRAMES_PER_SECOND = 10
 F_MIN, F_MAX = 50.0, 8000.0  # or half the sample rate
-FLOOR = 1e-2  # of a band's mean power
+FLOOR = 1e-4  # of a band's mean power: so low that a clip and its whole track agree, though their means differ
 SILENCE = 1e-10  # power under which a band holds nothing
 BLOCK_FRAMES = 1024  # of a track at once, in which clips slide
 BLOCKS, QUERIES = 16, 128  # at once; together they bound the memory at about 0.3 GB
-VERSION = f"log-mel correlation, {BANDS} bands, {FRAMES_PER_SECOND} frames/s, floor {FLOOR:g}, version 1"
+VERSION = f"log-mel correlation, {BANDS} bands, {FRAMES_PER_SECOND} frames/s, floor {FLOOR:g}"
 
 Frames = NDArray[np.float16]
 

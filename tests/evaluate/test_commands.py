@@ -144,6 +144,11 @@ def test_long_prompts_are_cut_and_said_so(call, tmp_path):
         (("eval", "quality", "nowhere"), 4, "no folder nowhere"),
         (("eval", "novelty", "--fail-over", "5%"), 2, "SHARE@SIMILARITY"),
         (("eval", "relevance", "--clap", "nowhere"), 5, "no model folder nowhere"),
+        (("eval", "novelty", "--index", "nowhere"), 4, "no nowhere"),
+        (("eval", "index", "nowhere"), 4, "no folder nowhere"),
+        (("eval", "quality", "-S", "evaluate.backbone=vggish"), 5, "needs its weights"),
+        (("eval", "zeroshot", "nowhere"), 4, "the layout of none"),
+        (("eval", "table", "nowhere"), 4, "no evaluated runs"),
     ],
 )
 def test_mistakes_get_one_sentence_and_their_exit_code(call, generated, arguments, code, said):
@@ -223,6 +228,61 @@ def test_copied_music_is_found_and_the_gate_closes(call, generated, project, tmp
     assert (
         json.loads(call("--json", "eval", "novelty")[1])["generated"]["sim_aa@0.9"] == found["generated"]["sim_aa@0.9"]
     )
+
+
+def test_an_index_is_built_once_found_again_and_refused_when_it_does_not_fit(call, generated, project, tmp_path):
+    code, out, err = call("--json", "eval", "index", "--half", "--duplicates", "--out", tmp_path / "index")
+    assert code == 0, err
+    said = json.loads(out)
+    assert (said["n_windows"], said["n_tracks"], said["dtype"]) == (3 * int(6 / CLIP_SECONDS), 3, "float16")
+    assert said["duplicates_mel@0.9"]["n"] == said["n_windows"]
+    assert (tmp_path / "index/duplicates.csv").exists()
+    copied, copied_id = copies(tmp_path / "copied", TRAIN[:1]), TRAIN[0].replace("_", "-")
+    measure = ("eval", "novelty", copied, "--index", tmp_path / "index", "--out", tmp_path / "metrics")
+    code, out, err = call("--json", *measure, "--fail-over", "1@0.9", "--fail-over", "mel:0@0.9")
+    assert code == 7, err
+    assert "log-mel similarity >= 0.9" in json.loads(out)["error"]["message"]
+    with (tmp_path / "metrics/nearest.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["set"] == "generated"]
+    first = next(row for row in rows if row["start_seconds"] == "0.0")  # others lie between two frames of 0.1 s
+    assert (first["mel_training_track"], first["mel_training_start_seconds"]) == (copied_id, "0.0")
+    assert float(first["mel_similarity"]) > 0.9
+    path = tmp_path / "index/index.json"
+    header = json.loads(path.read_text())
+    for change, text in (({"backbone": "clap 000000000000"}, "another network"), ({"schema": 99}, "has schema 99")):
+        path.write_text(json.dumps(header | change))
+        code, _, err = call(*measure[:-1], tmp_path / "none")
+        assert (code, text in err, "Traceback" in err) == (4, True, False)
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_retrieval_baseline_is_measured_like_any_other_and_copies(call, project, tmp_path):
+    code, _, err = call("eval", "retrieve", "--out", tmp_path / "retrieved")
+    assert code == 0, err
+    code, out, _ = call("--json", "eval", "novelty", tmp_path / "retrieved", "--out", tmp_path / "novelty")
+    assert json.loads(out)["generated"]["sim_aa@0.95"]["value"] == 1.0
+    code, out, _ = call("--json", "eval", "relevance", tmp_path / "retrieved", "--out", tmp_path / "relevance")
+    found = json.loads(out)
+    assert found["text_audio_similarity"]["value"] == pytest.approx(found["retrieval_max_reference"]["value"], abs=0.02)
+
+
+def test_clips_of_another_system_bring_their_prompts_in_a_table(call, project, tmp_path):
+    folder = copies(tmp_path / "outside", TRAIN[:2])
+    (folder / "prompts.csv").write_text(f"id,prompt\n{TRAIN[0]},calm\n{TRAIN[1]},loud\n")
+    code, out, err = call("--json", "eval", "relevance", folder, "--out", tmp_path / "metrics")
+    assert code == 0, err
+    assert json.loads(out)["n_generated"] == 2
+    (folder / "prompts.csv").write_text("name,text\na,b\n")
+    code, _, err = call("eval", "relevance", folder, "--out", tmp_path / "none")
+    assert (code, "columns id and prompt" in err) == (4, True)
+
+
+def test_folders_of_unequal_names_have_no_kl_and_say_so(call, tmp_path):
+    first, second = copies(tmp_path / "a", TRAIN[:2]), copies(tmp_path / "b", TRAIN[1:])
+    code, out, _ = call("--json", "eval", "quality", first, second, "--out", tmp_path / "metrics")
+    found = json.loads(out)
+    assert (code, found["kl_softmax"]["n"]) == (0, 1)
+    assert "KL is over the 1 clips with a reference of the same name; 1 have none." in " ".join(found["warnings"])
 
 
 def test_folders_that_cannot_be_measured_are_data_errors(call, tmp_path):
