@@ -87,7 +87,7 @@ def test_a_typed_prompt_in_a_new_process_prints_its_path_and_figures(project):
     done = subprocess.run(command, cwd=project, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    assert said["paths"] == ["generated/dramatic-trailer-3.flac"]
+    assert said["paths"] == ["generated/dramatic-trailer-3.flac", "generated/dramatic-trailer-3.png"]
     assert soundfile.info(project / said["paths"][0]).frames == RATE
     assert (project / "generated/dramatic-trailer-3.png").read_bytes().startswith(b"\x89PNG")
     clip = said["clips"][0]
