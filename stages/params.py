@@ -341,7 +341,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "tiny": {
         "mel": {"n_mels": 64},
-        "manifest": {"limit": 36, "valid_share": 0.1, "test_share": 0.2},
+        "manifest": {"limit": 30, "valid_share": 0.1, "test_share": 0.2},
         "shards": {"target_megabytes": 16},
         "clap": {
             **_SMALL_CLAP,
