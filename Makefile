@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 # glibc hands large blocks back to the kernel at every step unless told not to; that costs a small training a third
 MALLOC := MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=67108864
-RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" DVC_NO_ANALYTICS=1 $(MALLOC)
+RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" DVC_NO_ANALYTICS=1 PYTHONDONTWRITEBYTECODE= $(MALLOC)
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 PROMPT ?= dramatic trailer
 
@@ -11,7 +11,8 @@ PROMPT ?= dramatic trailer
 
 setup: $(VENV)/ready
 
-# madmom is compiled on one core while the other unpacks the rest
+# madmom is compiled on one core while the other unpacks the rest; byte-compiling all of it would take two minutes,
+# so each module is byte-compiled when it is first imported
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	grep -v '^madmom' constraints.txt > $(VENV)/rest.txt
