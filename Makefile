@@ -7,7 +7,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" DVC_NO_ANALYTICS=1 PYTHONDONTWRITEBYT
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 PROMPT ?= dramatic trailer
 
-.PHONY: setup demo test test-all lint screenshots docs bench screenshots
+.PHONY: setup demo test test-all lint screenshots docs bench
 
 setup: $(VENV)/ready
 
