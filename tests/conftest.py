@@ -16,6 +16,14 @@ CLIP_SECONDS = 1.28  # eight times as quick as the clips of preset tiny
 CONDITION_GAIN = 10.0  # random weights barely heed the CLAP vector; with this a prompt is heard
 
 
+def pytest_configure(config):
+    """Before the test files run side by side, as `prep captions` does before its workers start."""
+    if not hasattr(config, "workerinput"):
+        from stages.audio.descriptors import compile_librosa
+
+        compile_librosa()
+
+
 @pytest.fixture(scope="session")
 def toy_models(tmp_path_factory) -> Path:
     """A `models` folder with sealed `clap`, `vae`, `vocoder` and `ldm`: preset tiny, clips of CLIP_SECONDS, seeded

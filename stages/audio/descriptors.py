@@ -59,6 +59,15 @@ def describe(samples: NDArray[np.float32], tagger: musicnn.MusicNN | None) -> De
     )
 
 
+def compile_librosa() -> None:
+    """Have librosa's functions compiled and cached by one process, before several begin.
+
+    numba's cache, where it is empty, mixes up what two processes save at once, and whoever reads it then crashes.
+    """
+    noise = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE)
+    describe(noise.astype(np.float32), None)
+
+
 def find_key(chroma: NDArray[np.floating]) -> tuple[str, float, float]:
     """The key whose Krumhansl-Kessler profile correlates best with a chroma vector (12,), from C on.
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from stages import params
 from stages.audio import io
-from stages.audio.descriptors import SAMPLE_RATE, Descriptors, describe
+from stages.audio.descriptors import SAMPLE_RATE, Descriptors, compile_librosa, describe
 from stages.audio.musicnn import MusicNN, Name, load_musicnn
 from stages.data.manifest import Track, read_manifest
 from stages.data.parallel import run_each
@@ -78,6 +78,7 @@ def write_captions(
         raise DataError(f"{beats} has no row for track {missing[0]} ({len(missing)} are missing).", again)
     tracks = manifest.tracks
     items = [(track, manifest.audio_path(track).absolute(), tempos[track.id], settings) for track in tracks]
+    compile_librosa()
     found = dict(run_each(_row, items, jobs=jobs, dask=dask, label="Captions", progress=progress))
     rows = [found[index] for index in range(len(tracks))]
     prompts = [(row["id"], row["caption"]) for row in rows if row["split"] == "test"]
