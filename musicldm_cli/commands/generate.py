@@ -11,6 +11,7 @@ import typer
 from musicldm_cli.session import Session, session
 
 if TYPE_CHECKING:
+    from stages.generate.pipeline import Pipeline
     from stages.generate.prompts import BadRow, Prompt
     from stages.params import Params
 
@@ -101,24 +102,48 @@ def _run(
     found: Session, params: Params, wanted: list[Prompt], bad: list[BadRow], model: Path, out: Path,
     chosen: dict[str, Any], suffix: str, plot: bool, init_audio: Path | None, strength: float,
 ) -> None:  # fmt: skip
-    from stages.errors import DataError
-    from stages.generate.batch import generate_files
-    from stages.generate.edit import read_init
-    from stages.generate.pipeline import Pipeline, Settings
+    from stages.generate.manifest import Settings, plan_clips
+    from stages.store import model_card, model_digest
 
-    pipeline = Pipeline.load(model)
-    rate = pipeline.params.audio.sample_rate
-    init = None if init_audio is None else read_init(init_audio, rate, strength)
-    cut = [prompt.id for prompt in wanted if pipeline.truncated(prompt.prompt)]
+    init = None
+    if init_audio is not None:
+        from stages.generate.edit import read_init
+
+        init = read_init(init_audio, int(model_card(model, "ldm")["params"]["audio"]["sample_rate"]), strength)
+    settings, also = Settings(**chosen), {} if init is None else init.identity()
+    plan = plan_clips(wanted, settings, out, suffix, plot, model_digest(model), also)
+    rows, made, cut, taken = list(plan.wanted.values()), [], [], 0.0
+    rows = [plan.rows.get(row["id"], row) for row in rows]
+    if plan.todo:  # else no network is loaded, which takes most of a short command's time
+        from stages.generate.batch import generate_files
+        from stages.generate.pipeline import Pipeline
+
+        pipeline = Pipeline.load(model)
+        cut = _warn_of_cut(found, pipeline, plan.todo)
+        started = time.perf_counter()
+        with found.output.progress() as progress:
+            rows, made = generate_files(
+                pipeline, wanted, settings, out, suffix, plot, params.generate.batch_size, progress, init
+            )
+        taken = time.perf_counter() - started
+    _show(found, rows, made, cut, bad, out, plot, taken)
+
+
+def _warn_of_cut(found: Session, pipeline: Pipeline, prompts: list[Prompt]) -> list[str]:
+    """Say which prompts are longer than what CLAP reads; returns their ids."""
+    cut = [prompt.id for prompt in prompts if pipeline.truncated(prompt.prompt)]
     if cut:
         limit = pipeline.params.clap.text.max_tokens
         found.output.say(f"The model reads {limit} tokens of a prompt; the rest was left out of: {', '.join(cut[:5])}.")
-    started = time.perf_counter()
-    with found.output.progress() as progress:
-        rows, made = generate_files(
-            pipeline, wanted, Settings(**chosen), out, suffix, plot, params.generate.batch_size, progress, init
-        )
-    taken = time.perf_counter() - started
+    return cut
+
+
+def _show(
+    found: Session, rows: list[dict[str, Any]], made: list[dict[str, Any]], cut: list[str], bad: list[BadRow],
+    out: Path, plot: bool, taken: float,
+) -> None:  # fmt: skip
+    from stages.errors import DataError
+
     paths = [out / row["file"] for row in rows]
     skipped = len(rows) - len(made)
     seconds = sum(row["seconds"] for row in made)
@@ -143,5 +168,6 @@ def _run(
         skipped=skipped,
         truncated=cut,
         seconds_taken=round(taken, 3),
+        clips_per_second=round(len(made) / taken, 4) if made else None,
         real_time_factor=round(seconds / taken, 4) if made else None,
     )

@@ -10,16 +10,15 @@ from typing import Any
 import torch
 
 from stages.audio import io as audio_io
-from stages.errors import UsageError
 from stages.generate.edit import Init, steps_taken
-from stages.generate.pipeline import Clip, Pipeline, Settings
+from stages.generate.manifest import MANIFEST, Settings, make_folder, plan_clips
+from stages.generate.manifest import read_manifest as read_manifest
+from stages.generate.pipeline import Clip, Pipeline
 from stages.generate.plots import one_line, save_spectrogram
 from stages.generate.prompts import Prompt
 from stages.progress import Progress, silent
-from stages.store import disk_errors, read_jsonl, write_jsonl
+from stages.store import write_jsonl
 
-MANIFEST = "manifest.jsonl"
-FORMATS = ("wav", "flac", "ogg")
 DIGITS = 6  # of scores and seconds in the manifest
 COMMENT_LENGTH = 500  # characters of the prompt in a file's metadata
 
@@ -37,19 +36,14 @@ def generate_files(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Write `<id>.<suffix>` and a manifest row for every prompt; returns their rows, and those of new clips.
 
-    A clip is skipped when its row has the same settings and model digest and its file exists. The manifest is
-    written anew, atomically, after every batch, so an interruption loses the running batch only.
+    A clip that is there already (`plan_clips`) is skipped. The manifest is written anew, atomically, after every
+    batch, so an interruption loses the running batch only.
     """
-    if suffix not in FORMATS:
-        raise UsageError(f"--format {suffix} is none of {', '.join(FORMATS)}.")
-    if settings.candidates < 1:
-        raise UsageError(f"--candidates {settings.candidates} is less than 1.")
+    also = {} if init is None else init.identity()
+    plan = plan_clips(prompts, settings, out, suffix, plot, pipeline.digest, also)
     _check(pipeline, prompts, settings)
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    rows = {row["id"]: row for row in read_manifest(out)} if (out / MANIFEST).exists() else {}
-    wanted = {prompt.id: _identity(pipeline, prompt, settings, suffix, init) for prompt in prompts}
-    todo = [p for p in prompts if not _done(rows.get(p.id), wanted[p.id], out, plot)]
+    make_folder(out)
+    rows, wanted, todo = plan.rows, plan.wanted, plan.todo
     steps_each = len(pipeline.timesteps(settings))
     if init is not None:
         steps_each = steps_taken(steps_each, init.strength)
@@ -102,11 +96,6 @@ def make_clips(
     return [pipeline.best(prompt, found) for prompt, found in zip(prompts, by_prompt, strict=True)]
 
 
-def read_manifest(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a generated folder. Raises DataError when it has none or they are malformed."""
-    return read_jsonl(folder / MANIFEST, "Make the clips again: musicldm generate")
-
-
 def write_clip(path: Path, clip: Clip, sample_rate: int) -> None:
     """16-bit mono audio (Vorbis for .ogg) with prompt and seed in its comment; equal clips give equal bytes."""
     prompt = clip.prompt
@@ -138,17 +127,6 @@ def _at_once(pipeline: Pipeline, batch_size: int) -> int:
     return 1 if pipeline.device.type == "cpu" else batch_size
 
 
-def _identity(pipeline: Pipeline, prompt: Prompt, settings: Settings, suffix: str, init: Init | None) -> dict[str, Any]:
-    """All that decides what a clip sounds like."""
-    begun = {} if init is None else {"init_sha256": init.sha256, "strength": init.strength}
-    return {
-        "id": prompt.id, "file": f"{prompt.id}.{suffix}", "prompt": prompt.prompt, "negative": prompt.negative,
-        "seed": prompt.seed, "sampler": settings.sampler, "steps": settings.steps, "guidance": prompt.guidance,
-        "eta": settings.eta, "seconds": prompt.seconds, "candidates": settings.candidates,
-        "model_digest": pipeline.digest, **begun,
-    }  # fmt: skip
-
-
 def _outcome(clip: Clip, seconds_taken: float) -> dict[str, Any]:
     return {
         "clap_score": round(clip.clap_score, DIGITS),
@@ -156,10 +134,3 @@ def _outcome(clip: Clip, seconds_taken: float) -> dict[str, Any]:
         "gain": round(clip.gain, DIGITS),
         "seconds_taken": round(seconds_taken, DIGITS),
     }
-
-
-def _done(row: dict[str, Any] | None, wanted: dict[str, Any], out: Path, plot: bool) -> bool:
-    if row is None or any(row.get(key) != value for key, value in wanted.items()):
-        return False
-    audio = out / wanted["file"]
-    return audio.exists() and (not plot or audio.with_suffix(".png").exists())

@@ -27,6 +27,9 @@ class Init:
     sha256: str
     strength: float
 
+    def identity(self) -> dict[str, Any]:
+        return {"init_sha256": self.sha256, "strength": self.strength}
+
 
 def read_init(path: Path, sample_rate: int, strength: float) -> Init:
     """Raises UsageError for a strength outside 0 to 1, DataError for a file that is not whole, or silent."""

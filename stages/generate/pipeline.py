@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from stages.clap.model import Clap, load_clap
 from stages.errors import ModelError, UsageError
 from stages.generate.edit import Init, encode
+from stages.generate.manifest import Settings
 from stages.generate.prompts import SEED_LIMIT, Prompt
 from stages.generate.samplers import guided, make_scheduler, normal, sample
 from stages.ldm.model import LatentDiffusion, load_ldm
@@ -27,16 +28,6 @@ from stages.vocoder.model import Vocoder, load_vocoder
 LONGEST_CLIPS = 12  # in one pass; the UNet's attention grows with the square of the length
 CANDIDATE_STEP = 2_654_435_769  # 2^32 over the golden ratio: far from the seeds of neighbouring rows
 SCHEDULER = Path("scheduler/scheduler_config.json")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all clips of one run share. `eta` is DDIM's share of fresh noise, `candidates` clips compete by CLAP."""
-
-    sampler: str
-    steps: int
-    eta: float
-    candidates: int
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -172,6 +174,22 @@ def test_a_run_goes_on_where_it_stopped(pipeline, tmp_path):
     assert [row["id"] for row in generate_files(pipeline, changed, QUICK, tmp_path)[1]] == ["a"]
     lines = (tmp_path / "manifest.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == ["a", "b", "c"]
+
+
+def test_what_is_there_is_not_made_again_and_needs_no_network(pipeline, toy_models, tmp_path):
+    """A second `make demo` must not spend ten seconds on loading what it does not use."""
+    from stages.generate.manifest import plan_clips
+    from stages.store import model_digest
+
+    wanted = [prompt("a"), prompt("b", seed=2)]
+    generate_files(pipeline, wanted, QUICK, tmp_path)
+    digest = model_digest(toy_models / "ldm")
+    assert plan_clips(wanted, QUICK, tmp_path, "wav", False, digest, {}).todo == []
+    assert plan_clips(wanted, QUICK, tmp_path, "wav", True, digest, {}).todo == wanted  # no picture yet
+    assert plan_clips(wanted, QUICK, tmp_path, "wav", False, digest, {"strength": 0.5}).todo == wanted
+    assert plan_clips(wanted, QUICK, tmp_path, "wav", False, "another model", {}).todo == wanted
+    probe = "import sys, stages.generate.manifest; print({'torch', 'transformers', 'diffusers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_long_prompts_are_known_to_be_cut(pipeline):

@@ -1,0 +1,100 @@
+"""manifest.jsonl: a row for each clip, with all that decides its sound, and what came of it.
+
+Knows no network, so that a run whose clips are all there ends before one is loaded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stages.errors import UsageError
+from stages.generate.prompts import Prompt
+from stages.store import disk_errors, read_jsonl
+
+MANIFEST = "manifest.jsonl"
+FORMATS = ("wav", "flac", "ogg")
+WHOLE = (0.0, 1.0)
+OUTCOME = frozenset({"clap_score", "candidate", "gain", "seconds_taken", "nearest", "nearest_start_seconds",
+                     "similarity", "too_close"})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all clips of one run share.
+
+    `eta` is DDIM's share of fresh noise; `candidates` clips compete by CLAP; guidance acts where t / T lies in
+    `interval`; `avoid` is the weight that steers away from the nearest training clip.
+    """
+
+    sampler: str
+    steps: int
+    eta: float
+    candidates: int
+    interval: tuple[float, float] = WHOLE
+    avoid: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A folder's rows by id, the identity of every wanted clip by id, and the prompts whose clips are not there."""
+
+    rows: dict[str, dict[str, Any]]
+    wanted: dict[str, dict[str, Any]]
+    todo: list[Prompt]
+
+
+def plan_clips(
+    prompts: Sequence[Prompt], settings: Settings, out: Path, suffix: str, plot: bool, model_digest: str,
+    also: dict[str, Any],
+) -> Plan:  # fmt: skip
+    """What is to be made. `also` is what else decides the clips: an edit's or a gate's identity.
+
+    A clip is there when its row has the same settings and model digest and its files exist. Raises UsageError
+    for an unknown format and impossible settings, DataError when `out` cannot be written or its rows are malformed.
+    """
+    if suffix not in FORMATS:
+        raise UsageError(f"--format {suffix} is none of {', '.join(FORMATS)}.")
+    if settings.candidates < 1:
+        raise UsageError(f"--candidates {settings.candidates} is less than 1.")
+    if settings.avoid < 0:
+        raise UsageError(f"--avoid-copies {settings.avoid:g} is negative.")
+    low, high = settings.interval
+    if not 0 <= low < high <= 1:
+        raise UsageError(f"--guidance-interval {low:g} {high:g} is not two shares between 0 and 1, the lower first.")
+    rows = {row["id"]: row for row in read_manifest(out)} if (out / MANIFEST).exists() else {}
+    wanted = {prompt.id: _identity(prompt, settings, suffix, model_digest) | also for prompt in prompts}
+    todo = [prompt for prompt in prompts if not _done(rows.get(prompt.id), wanted[prompt.id], out, plot)]
+    return Plan(rows, wanted, todo)
+
+
+def make_folder(out: Path) -> None:
+    """Raises DataError when it cannot be."""
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+
+
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a generated folder. Raises DataError when it has none or they are malformed."""
+    return read_jsonl(folder / MANIFEST, "Make the clips again: musicldm generate")
+
+
+def _identity(prompt: Prompt, settings: Settings, suffix: str, model_digest: str) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "id": prompt.id, "file": f"{prompt.id}.{suffix}", "prompt": prompt.prompt, "negative": prompt.negative,
+        "seed": prompt.seed, "sampler": settings.sampler, "steps": settings.steps, "guidance": prompt.guidance,
+        "eta": settings.eta, "seconds": prompt.seconds, "candidates": settings.candidates,
+        "model_digest": model_digest,
+    }  # fmt: skip
+    if settings.interval != WHOLE:
+        row["guidance_interval"] = list(settings.interval)
+    if settings.avoid:
+        row["avoid_copies"] = settings.avoid
+    return row
+
+
+def _done(row: dict[str, Any] | None, wanted: dict[str, Any], out: Path, plot: bool) -> bool:
+    if row is None or {key: value for key, value in row.items() if key not in OUTCOME} != wanted:
+        return False
+    audio = out / wanted["file"]
+    return audio.exists() and (not plot or audio.with_suffix(".png").exists())
