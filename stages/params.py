@@ -159,6 +159,9 @@ class Clap(Section):
     audio: ClapAudio = ClapAudio()
     text: ClapText = ClapText()
     init_from: str | None = None  # a CLAP folder or hub id to start from
+    text_init: str | None = None  # a BERT or RoBERTa for a new text tower: folder, package:NAME, or hub id
+    text_sha256: str | None = None  # of its model.safetensors; compared before it is read
+    keyword_probability: Share = 0.0  # of a training caption being cut to some of its phrases, in any order
     train: Training = Training(
         batch_size=2304, betas=[0.99, 0.9], warmup_steps=3200, schedule="cosine", weight_decay=0.0, steps=90_000
     )
@@ -225,6 +228,7 @@ class Ldm(Section):
     attention: list[bool] = [False, True, True, True]
     layers_per_block: Positive = 2
     head_dim: Positive = 32
+    heads: list[Positive] | None = None  # attention heads of each block; null: its channels / head_dim
     norm_num_groups: Positive = 32
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
     diffusion_steps: Positive = 1000
@@ -241,6 +245,11 @@ class Ldm(Section):
     mixup_bank: Annotated[int, Field(ge=0)] = 0  # mixed clips kept ready; 0 mixes anew for every batch
     mixup_bank_uses: Positive = 4  # how often one mixed clip is drawn, on average, before it is replaced
     train: Training = Training(learning_rate=3e-5, warmup_steps=1000, ema_decay=0.9999)
+
+    @property
+    def attention_heads(self) -> list[int]:
+        """Attention heads of each block."""
+        return self.heads or [max(1, width // self.head_dim) for width in self.block_out_channels]
 
 
 class Generate(Section):
@@ -582,8 +591,11 @@ def impossible(p: Params) -> list[tuple[str, str]]:
               f"which does not divide the latent's {size} {axis}")  # fmt: skip
     check(len(p.ldm.attention) == len(p.ldm.block_out_channels), "ldm.attention",
           f"needs {len(p.ldm.block_out_channels)} values, one for each block")  # fmt: skip
-    for width, attends in zip(p.ldm.block_out_channels, p.ldm.attention, strict=False):
-        check(not attends or width % p.ldm.head_dim == 0, "ldm.head_dim", f"does not divide the {width} channels")
+    check(p.ldm.heads is None or len(p.ldm.heads) == len(p.ldm.block_out_channels), "ldm.heads",
+          f"needs {len(p.ldm.block_out_channels)} values, one for each block")  # fmt: skip
+    for width, attends, heads in zip(p.ldm.block_out_channels, p.ldm.attention, p.ldm.attention_heads, strict=False):
+        key, unit = ("ldm.head_dim", p.ldm.head_dim) if p.ldm.heads is None else ("ldm.heads", heads)
+        check(not attends or width % unit == 0, key, f"does not divide the {width} channels")
     for key, groups, widths in (("vae", p.vae.norm_num_groups, p.vae.block_out_channels),
                                 ("ldm", p.ldm.norm_num_groups, p.ldm.block_out_channels)):  # fmt: skip
         for width in widths:

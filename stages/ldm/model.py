@@ -44,7 +44,7 @@ def build_unet(params: Params) -> UNet2DConditionModel:
         layers_per_block=ldm.layers_per_block,
         norm_num_groups=ldm.norm_num_groups,
         cross_attention_dim=tuple(ldm.block_out_channels),
-        attention_head_dim=tuple(max(1, width // ldm.head_dim) for width in ldm.block_out_channels),
+        attention_head_dim=tuple(ldm.attention_heads),
         class_embed_type="simple_projection",
         projection_class_embeddings_input_dim=params.clap.projection_dim,
         class_embeddings_concat=True,
