@@ -7,7 +7,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" DVC_NO_ANALYTICS=1 PYTHONDONTWRITEBYT
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 PROMPT ?= dramatic trailer
 
-.PHONY: setup demo test test-all lint screenshots docs bench
+.PHONY: setup demo test test-all lint screenshots docs deps bench
 
 setup: $(VENV)/ready
 
@@ -45,6 +45,10 @@ screenshots: $(VENV)/ready
 
 docs: $(VENV)/ready
 	$(RUN) typer musicldm_cli.app utils docs --name musicldm --title "Command reference" --output docs/cli.md
+
+# The code deps of dvc.yaml and grid/dvc.yaml, from what their commands import
+deps: $(VENV)/ready
+	$(RUN) python -m tests.imports
 
 bench: $(VENV)/ready
 	for file in benchmarks/*.py; do $(RUN) python $$file || exit 1; done
