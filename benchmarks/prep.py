@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,11 +148,11 @@ def memory(folder: Path, minutes: int) -> float:
     return float(done.stdout)
 
 
-def reading(folder: Path, count: int) -> float:
-    """Clips a second of a DataLoader over shards in the page cache, in this process."""
+def reading(folder: Path, count: int, cores: set[int]) -> dict[str, float]:
+    """Clips a second of a DataLoader over shards in the page cache: by this process, and by a worker on each core."""
     from torch.utils.data import DataLoader
 
-    from stages.data.dataset import ClipDataset, StepBatches
+    from stages.data.dataset import ClipDataset, StepBatches, collate
     from stages.data.shards import ShardReader, write_shards
 
     audio = read_manifest(folder / "audio")
@@ -161,8 +162,26 @@ def reading(folder: Path, count: int) -> float:
     write_shards(folder / "audio" / "manifest.csv", folder / "rows.jsonl", folder / "rows.jsonl", folder / "shards",
                  params.Params(), jobs=1)  # fmt: skip
     dataset = ClipDataset(ShardReader(folder / "shards"), "train", CLIP_SAMPLES, 0.5)
-    loader = DataLoader(dataset, batch_sampler=StepBatches(len(dataset), 16, 125))
-    return 16 * 125 / rounds({"read": lambda: [None for _ in loader] and None}, count)["read"]
+    draws = StepBatches(len(dataset), 16, 250)
+    alone = DataLoader(dataset, batch_sampler=draws, collate_fn=collate)
+    together = DataLoader(dataset, batch_sampler=draws, collate_fn=collate, num_workers=len(cores))
+    seconds: list[float] = []
+    os.sched_setaffinity(0, cores)
+    for _ in range(count):
+        waiting = iter(together)
+        next(waiting)  # the workers have started
+        start = time.perf_counter()
+        clips = 16 * sum(1 for _ in waiting)
+        seconds.append((time.perf_counter() - start) / clips)
+    found = {
+        "clips a second, one process": 16
+        * 250
+        / rounds({"read": lambda: [None for _ in alone] and None}, count)["read"],
+        f"clips a second, {len(cores)} workers": 1 / statistics.median(seconds),
+    }
+    for name, rate in found.items():
+        print(f"  a DataLoader reads {rate:5.0f} {name.replace('clips', 'clips of 10.24 s')}")
+    return found
 
 
 def main() -> None:
@@ -171,7 +190,8 @@ def main() -> None:
     parser.add_argument("--tracks", type=int, default=18)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core for everybody, children included
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # one core for everybody, children included
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
     print(f"{model or platform.processor()}, one core; load {os.getloadavg()[0]:.1f} before")
@@ -179,11 +199,10 @@ def main() -> None:
         folder = Path(name)
         (folder / "music").mkdir()
         figures = resampling(folder, options.tracks, options.rounds)
-        figures["clips read a second"] = reading(folder, options.rounds)
-        print(f"  a DataLoader reads {figures['clips read a second']:.0f} clips of 10.24 s a second, in one process")
         for minutes in (10, 60, 180):
             figures[f"peak MB, {minutes} min"] = memory(folder, minutes)
             print(f"  resampling a file of {minutes:3} min takes {figures[f'peak MB, {minutes} min']:.0f} MB at most")
+        figures |= reading(folder, options.rounds, cores)
     print(f"load {os.getloadavg()[0]:.1f} after")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 
 from stages.data.shards import ShardReader
 from stages.errors import DataError, ParamsError
@@ -59,13 +59,26 @@ class ClipDataset(Dataset[Clip]):
         return len(self.windows)
 
     def __getitem__(self, draw: Draw) -> Clip:
-        index, seed = draw
+        batch = self.__getitems__([draw])
+        return {"audio": batch["audio"][0], "track": int(batch["track"][0])}
+
+    def __getitems__(self, draws: list[Draw]) -> dict[str, Tensor]:
+        """A batch made in one piece, which a DataLoader asks for and `collate` leaves as it is.
+
+        audio (B, clip_samples) float32, track (B,) int64. A worker puts it where its parent can read it.
+        """
+        audio = torch.zeros(len(draws), self.clip_samples)
+        if get_worker_info() is not None:
+            audio.share_memory_()
+        for row, draw in zip(audio.numpy(), draws, strict=True):
+            self._fill(row, *draw)
+        return {"audio": audio, "track": torch.tensor([self.windows[index].track for index, _ in draws])}
+
+    def _fill(self, row: NDArray[np.float32], index: int, seed: int) -> None:
         window = self.windows[index]
         start = int(np.random.Generator(np.random.Philox(key=seed)).integers(window.first, window.last + 1))
         stop = min(start + self.clip_samples, self.reader.tracks[window.track].samples)
-        clip = np.zeros(self.clip_samples, dtype=np.float32)
-        clip[: stop - start] = normalise(self.reader.audio(window.track, start, stop), self.peak)
-        return {"audio": torch.from_numpy(clip), "track": window.track}
+        normalise(self.reader.audio(window.track, start, stop), self.peak, row[: stop - start])
 
 
 def _windows(track: int, samples: int, clip_samples: int) -> list[Window]:
@@ -75,15 +88,22 @@ def _windows(track: int, samples: int, clip_samples: int) -> list[Window]:
     return [Window(track, first, last - 1) for first, last in pairwise(edges)]
 
 
-def normalise(samples: NDArray[np.int16], peak: float) -> NDArray[np.float32]:
+def normalise(samples: NDArray[np.int16], peak: float, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """int16 (L,) -> float32 (L,) with the mean removed and the largest magnitude at `peak` (paper's front-end).
 
-    What stays within one step of 16-bit sound around its mean is silence, and becomes zeros.
+    What stays within one step of 16-bit sound around its mean is silence, and becomes zeros. Writes to `out`
+    where it is given: new memory costs more than the sums.
     """
-    centred = np.subtract(samples, np.float32(samples.mean(dtype=np.float64)), dtype=np.float32)
-    largest = max(centred.max(), -centred.min())
-    centred *= np.float32(peak / largest if largest > 1 else 0.0)  # in place: new memory costs more than the sums
+    mean = np.float32(samples.mean(dtype=np.float64))
+    centred = np.subtract(samples, mean, out=out, dtype=np.float32)
+    largest = max(np.float32(samples.max()) - mean, mean - np.float32(samples.min()))
+    centred *= np.float32(peak / largest if largest > 1 else 0.0)
     return centred
+
+
+def collate(items: Any) -> Any:
+    """What a dataset's `__getitems__` made into a batch, as it is; a list of items by torch's rule."""
+    return items if isinstance(items, dict) else default_collate(items)
 
 
 class StepBatches(Sampler[list[Draw]]):

@@ -18,13 +18,16 @@ from stages.store import sha256
 
 __all__ = ["ShardReader", "TrackInfo", "verify", "write_shards"]
 
+OPEN_DATASETS = 4096  # kept for each process: the first read of a dataset takes three times as long as the next
+
 
 class ShardReader:
     """Random access to the tracks of a folder of shards.
 
     Sizes are compared with the index when it is made, each file's key when it is first opened, and each
     chunk's checksum when it is read; any difference is a DataError. Files are opened once per process, so a
-    reader may be pickled or forked into DataLoader workers. `verify` hashes everything.
+    reader may be pickled or forked into DataLoader workers; datasets stay open, the latest OPEN_DATASETS of
+    them, without a cache of chunks. `verify` hashes everything.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -34,12 +37,13 @@ class ShardReader:
         self.tracks = [track for shard in index.shards for track in shard.tracks]
         self._shards = [shard for shard in index.shards for _ in shard.tracks]  # one for each track
         self._files: dict[str, h5py.File] = {}
+        self._datasets: dict[str, h5py.Dataset] = {}
         self._process = os.getpid()
         for shard in index.shards:
             check_size(folder, shard)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": {}}
+        return self.__dict__ | {"_files": {}, "_datasets": {}}
 
     def audio(self, i: int, start: int, stop: int) -> NDArray[np.int16]:
         """Samples start .. stop of track i, int16 (stop - start,). Raises IndexError beyond the track."""
@@ -59,15 +63,22 @@ class ShardReader:
             return np.asarray(self._dataset(i, "downbeats")[:])
 
     def _dataset(self, i: int, name: str) -> h5py.Dataset:
-        shard = self._shards[i]
         if self._process != os.getpid():  # a handle taken over by fork shares its parent's state
-            self._files, self._process = {}, os.getpid()
+            self._files, self._datasets, self._process = {}, {}, os.getpid()
+        path = f"{self.tracks[i].id}/{name}"
+        found = self._datasets.pop(path, None)
+        self._datasets[path] = self._file(self._shards[i])[path] if found is None else found
+        if len(self._datasets) > OPEN_DATASETS:
+            del self._datasets[next(iter(self._datasets))]  # the one not asked for the longest
+        return self._datasets[path]
+
+    def _file(self, shard: Shard) -> h5py.File:
         if shard.file not in self._files:
-            file = h5py.File(self.folder / shard.file, "r", locking=False)
+            file = h5py.File(self.folder / shard.file, "r", locking=False, rdcc_nbytes=0)
             if file.attrs["key"] != shard.key:
                 raise OSError("it holds other tracks than the index says")
             self._files[shard.file] = file
-        return self._files[shard.file][f"{self.tracks[i].id}/{name}"]
+        return self._files[shard.file]
 
     @contextmanager
     def _reading(self, i: int) -> Iterator[None]:

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from stages.data.dataset import ClipDataset, StepBatches, normalise
+from stages.data import shards
+from stages.data.dataset import ClipDataset, StepBatches, collate, normalise
 from stages.data.shards import ShardReader, write_shards
 from stages.errors import DataError, ParamsError
 from stages.params import resolve
@@ -123,12 +124,23 @@ def test_a_batch_must_divide_among_the_processes():
 
 
 def test_workers_give_what_one_process_gives(clips):
+    draws = StepBatches(len(clips), 4, 5, seed=3)
     batches = [
-        list(DataLoader(clips, batch_sampler=StepBatches(len(clips), 4, 5, seed=3), num_workers=workers))
-        for workers in (0, 2)
+        list(DataLoader(clips, batch_sampler=draws, num_workers=workers, collate_fn=collate)) for workers in (0, 2)
     ]
     assert len(batches[0]) == 5
     for alone, shared in zip(*batches, strict=True):
         assert alone["audio"].shape == (4, CLIP)
         assert torch.equal(alone["audio"], shared["audio"])
         assert torch.equal(alone["track"], shared["track"])
+    single = [clips[draw] for draw in next(iter(draws))]
+    assert torch.equal(batches[0][0]["audio"], torch.stack([clip["audio"] for clip in single]))
+    assert batches[0][0]["track"].tolist() == [clip["track"] for clip in single]
+
+
+def test_the_longest_unread_dataset_is_closed_and_opened_again(reader, monkeypatch):
+    monkeypatch.setattr(shards, "OPEN_DATASETS", 1)
+    first = [reader.audio(track, 0, 1000) for track in range(2)]
+    assert len(reader._datasets) == 1 and f"{reader.tracks[0].id}/audio" not in reader._datasets
+    again = [reader.audio(track, 0, 1000) for track in range(2)]
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
