@@ -1,7 +1,9 @@
 """Many prompts to a folder of audio files and its manifest.jsonl; a run that was stopped goes on."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -10,12 +12,14 @@ from typing import Any
 import torch
 
 from stages.audio import io as audio_io
-from stages.generate.edit import Init, steps_taken
+from stages.generate.edit import Edit
+from stages.generate.gate import Gate, similarity
 from stages.generate.manifest import MANIFEST, Settings, make_folder, plan_clips
 from stages.generate.manifest import read_manifest as read_manifest
 from stages.generate.pipeline import Clip, Pipeline
 from stages.generate.plots import one_line, save_spectrogram
 from stages.generate.prompts import Prompt
+from stages.generate.samplers import steps_taken
 from stages.progress import Progress, silent
 from stages.store import write_jsonl
 
@@ -32,38 +36,36 @@ def generate_files(
     plot: bool = False,
     batch_size: int = 1,
     progress: Progress = silent,
-    init: Init | None = None,
+    edit: Edit | None = None,
+    gate: Gate | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Write `<id>.<suffix>` and a manifest row for every prompt; returns their rows, and those of new clips.
 
     A clip that is there already (`plan_clips`) is skipped. The manifest is written anew, atomically, after every
-    batch, so an interruption loses the running batch only.
+    batch, so an interruption loses the running batch only. With a `gate` a row names the nearest training clip, and
+    is marked `too_close` where no try passed; the nearest-to-passing clip is kept.
     """
-    also = {} if init is None else init.identity()
-    plan = plan_clips(prompts, settings, out, suffix, plot, pipeline.digest, also)
-    _check(pipeline, prompts, settings)
+    plan = plan_clips(prompts, settings, out, suffix, plot, pipeline.digest, also(edit, gate))
+    _check(pipeline, prompts, settings, edit)
     make_folder(out)
-    rows, wanted, todo = plan.rows, plan.wanted, plan.todo
-    steps_each = len(pipeline.timesteps(settings))
-    if init is not None:
-        steps_each = steps_taken(steps_each, init.strength)
+    rows, todo = plan.rows, plan.todo
+    steps_each = steps_taken(len(pipeline.timesteps(settings)), 1.0 if edit is None else edit.strength)
     total = len(todo) * settings.candidates * steps_each
-    steps = 0
+    steps = finished = 0
 
     def on_steps(count: int) -> None:
         nonlocal steps
         steps += count
-        progress("Denoising steps", steps, total)
+        progress("Denoising steps", steps, max(steps, total))  # more than planned where the gate asks for other seeds
 
-    finished = 0
     progress("Clips", 0, len(todo))
     for batch in _batches(pipeline, todo, settings.candidates, batch_size):
         started = time.perf_counter()
-        clips = make_clips(pipeline, batch, settings, batch_size, on_steps, init)
+        clips = make_clips(pipeline, batch, settings, batch_size, on_steps, edit, gate)
         taken = (time.perf_counter() - started) / len(batch)
         for clip in clips:
-            row = wanted[clip.prompt.id] | _outcome(clip, taken)
-            write_clip(out / row["file"], clip, pipeline.params.audio.sample_rate)
+            row = plan.wanted[clip.prompt.id] | _outcome(clip, taken)
+            write_clip(out / row["file"], clip, pipeline.params.audio.sample_rate, row)
             if plot:
                 title = f"{clip.prompt.prompt}  (seed {clip.prompt.seed})"
                 save_spectrogram((out / row["file"]).with_suffix(".png"), clip.waveform, pipeline.params, title)
@@ -80,34 +82,67 @@ def make_clips(
     settings: Settings,
     batch_size: int = 1,
     on_steps: Callable[[int], None] = lambda _: None,
-    init: Init | None = None,
+    edit: Edit | None = None,
+    gate: Gate | None = None,
 ) -> list[Clip]:
-    """The best clip of every prompt (all of one length); candidates share batches of at most `batch_size`.
+    """The best clip of every prompt (all of one length): of its candidates the one CLAP likes best, and that passes
+    the gate; prompts of which none does have more candidates made, as long as the gate has tries.
 
     `on_steps(n)` is called after each denoising step of n clips.
     """
-    size = _at_once(pipeline, batch_size)
-    tries = [(prompt, k) for prompt in prompts for k in range(settings.candidates)]
+    best: dict[str, Clip] = {}
+    waiting = list(prompts)
+    for attempt in range(1 if gate is None or gate.most is None else gate.tries):
+        for prompt, ranked in _candidates(pipeline, waiting, attempt, settings, batch_size, on_steps, edit, gate):
+            clip = ranked[0] if gate is None else gate.choose(ranked)
+            best[prompt.id] = min(best.get(prompt.id, clip), clip, key=similarity)
+        waiting = [prompt for prompt in waiting if best[prompt.id].too_close]
+        if not waiting:
+            break
+    return [best[prompt.id] for prompt in prompts]
+
+
+def _candidates(
+    pipeline: Pipeline, prompts: Sequence[Prompt], attempt: int, settings: Settings, batch_size: int,
+    on_steps: Callable[[int], None], edit: Edit | None, gate: Gate | None,
+) -> Iterator[tuple[Prompt, list[Clip]]]:  # fmt: skip
+    """Each prompt with its candidates of one attempt, best first; they share batches of at most `batch_size`."""
+    size, first = _at_once(pipeline, batch_size), attempt * settings.candidates
+    tries = [(prompt, first + k) for prompt in prompts for k in range(settings.candidates)]
+    nearest = None if gate is None else gate.nearest
     waveforms = []
     for start in range(0, len(tries), size):
         part, counts = zip(*tries[start : start + size], strict=True)
-        waveforms.append(pipeline.waveforms(part, counts, settings, partial(on_steps, len(part)), init))
+        waveforms.append(pipeline.waveforms(part, counts, settings, partial(on_steps, len(part)), edit, nearest))
     by_prompt = torch.cat(waveforms).unflatten(0, (len(prompts), settings.candidates))
-    return [pipeline.best(prompt, found) for prompt, found in zip(prompts, by_prompt, strict=True)]
+    for prompt, found in zip(prompts, by_prompt, strict=True):
+        ranked = pipeline.ranked(prompt, found)
+        yield prompt, [replace(clip, candidate=first + clip.candidate) for clip in ranked]
 
 
-def write_clip(path: Path, clip: Clip, sample_rate: int) -> None:
-    """16-bit mono audio (Vorbis for .ogg) with prompt and seed in its comment; equal clips give equal bytes."""
-    prompt = clip.prompt
-    comment = f"{one_line(prompt.prompt, COMMENT_LENGTH)} (made by musicldm; seed {prompt.seed})"
+def also(edit: Edit | None, gate: Gate | None) -> dict[str, Any]:
+    """What beside prompt and settings decides the clips."""
+    return ({} if edit is None else edit.identity()) | ({} if gate is None else gate.identity())
+
+
+def write_clip(path: Path, clip: Clip, sample_rate: int, row: dict[str, Any]) -> None:
+    """16-bit mono audio (Vorbis for .ogg) with what it was made from in its comment, as JSON: the manifest's `row`,
+    long prompts cut, without the time it took; equal clips give equal bytes."""
+    shown = {key: value for key, value in row.items() if key not in ("id", "file", "seconds_taken")}
+    for key in ("prompt", "negative"):
+        shown[key] = shown[key] and one_line(shown[key], COMMENT_LENGTH)
+    comment = json.dumps({"made by": "musicldm"} | shown, ensure_ascii=False)
     audio_io.write(path, clip.waveform.numpy(), sample_rate, comment)
 
 
-def _check(pipeline: Pipeline, prompts: Sequence[Prompt], settings: Settings) -> None:
+def _check(pipeline: Pipeline, prompts: Sequence[Prompt], settings: Settings, edit: Edit | None) -> None:
     """Refuse what cannot be done before any clip is made."""
     pipeline.timesteps(settings)
     for prompt in prompts:
-        pipeline.latent_frames(prompt.seconds)
+        if edit is None:
+            pipeline.positions(prompt.seconds)
+        else:
+            edit.seconds(prompt.seconds, 0)
 
 
 def _batches(pipeline: Pipeline, prompts: Sequence[Prompt], candidates: int, batch_size: int) -> Iterator[list[Prompt]]:
@@ -128,9 +163,13 @@ def _at_once(pipeline: Pipeline, batch_size: int) -> int:
 
 
 def _outcome(clip: Clip, seconds_taken: float) -> dict[str, Any]:
-    return {
+    row: dict[str, Any] = {
         "clap_score": round(clip.clap_score, DIGITS),
         "candidate": clip.candidate,
         "gain": round(clip.gain, DIGITS),
         "seconds_taken": round(seconds_taken, DIGITS),
     }
+    if clip.neighbour is not None:
+        row["nearest"], row["nearest_start_seconds"] = clip.neighbour.track, round(clip.neighbour.start_seconds, 3)
+        row["similarity"], row["too_close"] = round(clip.neighbour.similarity, DIGITS), clip.too_close
+    return row

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +16,44 @@ from torch import Generator, Tensor, nn
 
 from stages.clap.model import Clap, load_clap
 from stages.errors import ModelError, UsageError
-from stages.generate.edit import Init, encode
+from stages.generate.edit import Canvas, Edit
+from stages.generate.gate import Nearest, Neighbour, steered
 from stages.generate.manifest import Settings
 from stages.generate.prompts import SEED_LIMIT, Prompt
-from stages.generate.samplers import guided, make_scheduler, normal, sample
+from stages.generate.samplers import (
+    Away,
+    Denoiser,
+    diffusion,
+    guided,
+    keeping,
+    make_scheduler,
+    normal,
+    sample,
+)
+from stages.generate.windows import blend, decode_mel, vocode
 from stages.ldm.model import LatentDiffusion, load_ldm
 from stages.params import Params
 from stages.store import model_card, model_digest, verify_model
 from stages.vae.model import Vae, load_vae
 from stages.vocoder.model import Vocoder, load_vocoder
 
-LONGEST_CLIPS = 12  # in one pass; the UNet's attention grows with the square of the length
+LONGEST_SECONDS = 600.0
 CANDIDATE_STEP = 2_654_435_769  # 2^32 over the golden ratio: far from the seeds of neighbouring rows
 SCHEDULER = Path("scheduler/scheduler_config.json")
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One finished clip: waveform (L,) float32 within [-1, 1], the gain that kept it there (1: untouched), and
-    its CLAP similarity to the prompt, the best of its candidates."""
+    """One finished clip: waveform (L,) float32 within [-1, 1], the gain that kept it there (1: untouched), its
+    CLAP similarity to the prompt, which candidate it is, and the nearest training clip where there is an index."""
 
     prompt: Prompt
     waveform: Tensor
     gain: float
     clap_score: float
     candidate: int
+    neighbour: Neighbour | None = None
+    too_close: bool = False
 
 
 class Pipeline(nn.Module):
@@ -76,18 +90,19 @@ class Pipeline(nn.Module):
     def device(self) -> torch.device:
         return self.ldm.null.device
 
-    def latent_frames(self, seconds: float) -> int:
-        """Latent positions in time for a clip: at least a whole trained clip, else rounded up to the UNet's stride.
+    @property
+    def position_samples(self) -> int:
+        """What one latent position stands for."""
+        return self.params.mel.hop_length * self.params.vae.downsampling
 
-        Raises UsageError for a length that is nothing, or too long for one pass.
+    def positions(self, seconds: float) -> int:
+        """Latent positions in time for a result: at least a whole trained clip.
+
+        Raises UsageError for a length that is nothing, or beyond LONGEST_SECONDS.
         """
-        longest = LONGEST_CLIPS * self.params.audio.clip_seconds
-        if not 0 < seconds <= longest or self.samples(seconds) == 0:
-            raise UsageError(f"--seconds {seconds:g} is not above 0 and at most {longest:g}.")
-        position = self.params.mel.hop_length * self.params.vae.downsampling
-        stride = 2 ** (len(self.params.ldm.block_out_channels) - 1)
-        wanted = math.ceil(self.samples(seconds) / (position * stride)) * stride
-        return max(wanted, self.params.latent_shape[1])
+        if not 0 < seconds <= LONGEST_SECONDS or self.samples(seconds) == 0:
+            raise UsageError(f"--seconds {seconds:g} is not above 0 and at most {LONGEST_SECONDS:g}.")
+        return max(math.ceil(self.samples(seconds) / self.position_samples), self.params.latent_shape[1])
 
     def timesteps(self, settings: Settings) -> Tensor:
         """The diffusion times that a run visits. Raises UsageError for settings that cannot be."""
@@ -114,36 +129,63 @@ class Pipeline(nn.Module):
         candidates: Sequence[int],
         settings: Settings,
         on_step: Callable[[], None] = lambda: None,
-        init: Init | None = None,
+        edit: Edit | None = None,
+        nearest: Nearest | None = None,
     ) -> Tensor:
         """Raw waveforms (B, L) of prompts of one length; `candidates[b]` counts the tries of prompt b.
 
-        With `init` they begin from that clip.
-        All randomness of a clip comes from a generator seeded by its own seed (and candidate).
+        Longer ones than a trained clip are made in overlapping windows that agree (stages.generate.windows).
+        `nearest` finds the training clips that `settings.avoid` steers away from. All randomness of a clip comes
+        from a generator seeded by its own seed (and candidate).
         Raises ModelError when the model gives values that are not numbers.
         """
-        channels, _, bins = self.params.latent_shape
-        frames = self.latent_frames(prompts[0].seconds)
+        seconds = prompts[0].seconds
+        canvas = self._plain(seconds) if edit is None else edit.canvas(self, seconds)
         seeds = [(p.seed + k * CANDIDATE_STEP) % SEED_LIMIT for p, k in zip(prompts, candidates, strict=True)]
         generators = [Generator().manual_seed(seed) for seed in seeds]
-        noise = normal((channels, frames, bins), generators).to(self.device)
-        condition, weight = self.embed([p.prompt for p in prompts]), [p.guidance for p in prompts]
-        predict = guided(self.ldm, condition, self._null(prompts), torch.tensor(weight, device=self.device))
+        channels, window, bins = self.params.latent_shape
+        noise = normal((channels, canvas.positions, bins), generators).to(self.device)
         scheduler = make_scheduler(settings.sampler, self.scheduler, settings.steps, settings.eta)
-        start = None if init is None else encode(self, init, frames)
-        strength = 1.0 if init is None else init.strength
-        latents = sample(predict, noise, scheduler, generators, settings.eta, on_step, start, strength)
-        audio = self.decode(latents)[:, : self.samples(prompts[0].seconds)]
+        away = Away(settings.avoid) if settings.avoid and nearest is not None else None
+        predict = self.denoiser(prompts, settings, away)
+
+        def whole(latents: Tensor, timestep: Tensor) -> Tensor:
+            return blend(lambda part: predict(part, timestep), latents, window, canvas.ring, (2, 2))
+
+        found: Denoiser = whole
+        process = diffusion(scheduler)
+        if canvas.kept is not None and canvas.start is not None:
+            found = keeping(found, canvas.start, canvas.kept, process)
+        if away is not None and nearest is not None:
+            found = steered(found, away, partial(self._like, canvas, nearest), process, scheduler.timesteps)
+        start = None if canvas.kept is not None else canvas.start
+        latents = sample(found, noise, scheduler, generators, settings.eta, on_step, start, canvas.strength)
+        audio = canvas.finish(latents)
         if not audio.isfinite().all():
             raise ModelError(
                 "The model gave values that are not numbers.", "Check it: musicldm model verify; train again."
             )
         return audio
 
+    def denoiser(self, prompts: Sequence[Prompt], settings: Settings, away: Away | None = None) -> Denoiser:
+        """Guided predictions for a window of each prompt's latents (B, C, T / P, F / P)."""
+        condition = self.embed([p.prompt for p in prompts])
+        weight = torch.tensor([p.guidance for p in prompts], device=self.device)
+        total = int(self.scheduler["num_train_timesteps"])
+        return guided(self.ldm, condition, self._null(prompts), weight, settings.interval, total, away)
+
+    def _plain(self, seconds: float) -> Canvas:
+        return Canvas(self.positions(seconds), lambda latents: self.decode(latents)[:, : self.samples(seconds)])
+
+    def _like(self, canvas: Canvas, nearest: Nearest, latents: Tensor) -> Tensor:
+        """The conditions (B, D) of the training clips nearest to what the latents sound like."""
+        return torch.stack([nearest(row.cpu()).vector for row in canvas.finish(latents)]).to(self.device)
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, C, T / P, F / P) -> waveforms (B, L)."""
-        return self.vocoder(self.vae.decode(latents / self.vae.scale)).float()
+        """Scaled latents (B, C, H, F / P), of any length -> waveforms (B, H * P * hop_length)."""
+        mel = decode_mel(self.vae, latents / self.vae.scale, self.params.latent_shape[1])
+        return vocode(self.vocoder, mel, self.params.clip_frames).float()
 
     @torch.no_grad()
     def score(self, prompt: Prompt, waveforms: Tensor) -> Tensor:
@@ -157,14 +199,18 @@ class Pipeline(nn.Module):
         audio = torch.cat([self.clap.embed_audio(row[None], rate) for row in heard])
         return (audio @ self.embed([prompt.prompt]).T)[:, 0]
 
-    def best(self, prompt: Prompt, waveforms: Tensor) -> Clip:
-        """The candidate (of (N, L) waveforms) that fits the prompt best, scaled down where it would clip."""
+    def ranked(self, prompt: Prompt, waveforms: Tensor) -> list[Clip]:
+        """The candidates (N, L), the one that fits the prompt best first, scaled down where they would clip."""
         scores = self.score(prompt, waveforms)
-        chosen = int(scores.argmax())
-        peak = float(waveforms[chosen].abs().max())
-        gain = 1.0 if peak <= 1 else 1 / peak
-        return Clip(prompt, (waveforms[chosen] * gain).cpu(), gain, float(scores[chosen]), chosen)
+        order = scores.argsort(descending=True, stable=True).tolist()
+        return [Clip(prompt, *_limited(waveforms[k].cpu()), float(scores[k]), k) for k in order]
 
     def _null(self, prompts: Sequence[Prompt]) -> Tensor:
         """What guidance leads away from, (B, D): the learned null vector, or the negative prompt's embedding."""
         return torch.stack([self.ldm.null if p.negative is None else self.embed([p.negative])[0] for p in prompts])
+
+
+def _limited(waveform: Tensor) -> tuple[Tensor, float]:
+    peak = float(waveform.abs().max())
+    gain = 1.0 if peak <= 1 else 1 / peak
+    return waveform * gain, gain

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from stages.audio import io as audio_io
 from stages.errors import DataError, ModelError, MusicldmError, UsageError
 from stages.generate.batch import MANIFEST, generate_files, read_manifest
-from stages.generate.edit import make_init
+from stages.generate.edit import Init, make_sound
 from stages.generate.pipeline import Pipeline, Settings
 from stages.generate.plots import save_waveform_and_spectrogram
 from stages.generate.prompts import Defaults, Prompt, typed_prompt
@@ -179,11 +179,9 @@ class StudioQueue:
         if job.upload is not None:
             rate = pipeline.params.audio.sample_rate
             samples = np.concatenate(list(audio_io.resample([job.upload.samples], job.upload.sample_rate, rate)))
-            digest = audio_io.SampleHash(rate)
-            digest.update(samples)
-            init = make_init(torch.from_numpy(samples), digest.hexdigest(), job.strength)
+            init = Init(make_sound(torch.from_numpy(samples), rate), job.strength)
         folder = self._folder(job.owner)
-        generate_files(pipeline, [job.prompt], job.settings, folder, progress=progress, init=init)
+        generate_files(pipeline, [job.prompt], job.settings, folder, progress=progress, edit=init)
         samples, _ = audio_io.read(folder / f"{job.id}.wav")
         waveform = torch.from_numpy(samples)
         save_waveform_and_spectrogram(folder / f"{job.id}.png", waveform, pipeline.params)
