@@ -1,0 +1,1 @@
+"""Public checkpoints into our model folders and back, every tensor accounted for."""

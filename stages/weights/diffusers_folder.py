@@ -1,0 +1,242 @@
+"""diffusers' MusicLDMPipeline folders into ours and back: the same networks, one config of sizes instead of seven."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import ClapConfig, ClapModel, SpeechT5HifiGanConfig
+
+from stages import params as parameters
+from stages.clap.model import TEXT_ENCODER, TOKENIZER, Clap
+from stages.clap.model import build as build_clap
+from stages.errors import ModelError
+from stages.ldm.model import UNET, LatentDiffusion, build_unet
+from stages.params import Params
+from stages.store import CARD, model_card, read_json
+from stages.vae.model import build as build_vae
+from stages.vocoder.model import build as build_vocoder
+from stages.weights.files import read_tensors
+from stages.weights.folders import Parts, copy_tree, load_tokenizer, save_pipeline_of, set_epsilon
+from stages.weights.ledger import Ledger
+
+INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
+# Keys of configs that do not change what is computed here, and of transformers' long ones those that do.
+UNET_FREE = {"sample_size", "attention_head_dim"}  # the heads are in params, an integer there stands for all blocks
+VAE_FREE = {"sample_size", "scaling_factor", "force_upcast"}
+VOCODER_KEYS = ("resblock_dilation_sizes", "leaky_relu_slope", "normalize_before")
+AUDIO_KEYS = (
+    "hidden_size", "patch_size", "patch_stride", "patch_embed_input_channels", "flatten_patch_embeds",
+    "enable_patch_layer_norm", "enable_fusion", "qkv_bias", "mlp_ratio", "hidden_act", "projection_hidden_act",
+    "num_mel_bins",
+)  # fmt: skip
+TEXT_KEYS = ("hidden_act", "projection_hidden_act", "max_position_embeddings", "type_vocab_size")
+REMEDY = "Give a whole folder of diffusers' MusicLDMPipeline with .safetensors files."
+README = """---
+library_name: diffusers
+pipeline_tag: text-to-audio
+license: {licence}
+---
+A text-to-music model, exported by musicldm {version} from preset `{preset}` (digest {digest}).
+Training data: {data}.
+
+Guidance leads away from a null condition. This model learned one (`null_condition.safetensors`), for which
+diffusers' `MusicLDMPipeline` has no place: left alone it takes the embedding of the empty prompt. To sound as with
+musicldm, hand it over:
+
+```python
+from diffusers import MusicLDMPipeline
+from safetensors.torch import load_file
+
+pipe = MusicLDMPipeline.from_pretrained(".")
+null = load_file("null_condition.safetensors")["null"][None]
+tokens = pipe.tokenizer("dramatic trailer", return_tensors="pt")
+prompt = pipe.text_encoder.get_text_features(**tokens).pooler_output
+audio = pipe(prompt_embeds=prompt, negative_prompt_embeds=null, audio_length_in_s={seconds}).audios[0]
+```
+"""
+
+
+def import_diffusers(source: Path, out: Path, about: dict[str, Any]) -> Params:
+    """Read a MusicLDMPipeline folder strictly and write it as a sealed `ldm` folder; returns its parameters.
+
+    Its scheduler's config is kept as it is, and the null condition is the empty prompt's embedding, as in diffusers,
+    unless the folder is an export of ours. Raises ModelError.
+    """
+    index = read_config(source / INDEX)
+    if index.get("_class_name") != "MusicLDMPipeline":
+        raise ModelError(
+            f"{source} holds a {index.get('_class_name')}, not a MusicLDMPipeline.",
+            "AudioLDM's has no CLAP audio tower; import its public .ckpt: musicldm model import pipeline",
+        )
+    params = params_of(source)
+    ldm, vae, vocoder = LatentDiffusion(params, build_unet(params)), build_vae(params), build_vocoder(params)
+    model = _build_clap(params, source)
+    for name, network in ((UNET, ldm.unet), ("vae", vae), ("vocoder", vocoder), (TEXT_ENCODER, model)):
+        _fill(network, source / name)
+    vae.register_to_config(scaling_factor=float(read_config(source / "vae/config.json")["scaling_factor"]))
+    clap = Clap(params, model.eval(), load_tokenizer(str(source / TOKENIZER), params))
+    null = source / "null_condition.safetensors"
+    with torch.no_grad():
+        ldm.null.copy_(read_tensors(null)["null"] if null.exists() else clap.embed_text([""])[0])
+    scheduler = read_config(source / SCHEDULER)
+    save_pipeline_of(Parts(ldm, clap, vae.eval(), vocoder.eval(), scheduler), out, about)
+    return params
+
+
+def export_diffusers(model: Path, out: Path) -> None:
+    """Copy a pipeline folder for diffusers, with a README that says how to use its null condition.
+
+    Our folders have diffusers' layout already; what is added is for the people who get it. Raises ModelError.
+    """
+    card = model_card(model, "ldm")
+    copy_tree(model, out)
+    (out / CARD).unlink()
+    text = README.format(
+        licence=card.get("licence") or "other", version=card["musicldm"], preset=card["preset"],
+        digest=card["params_digest"], data=card.get("training_data") or f"digest {card.get('data_digest')}",
+        seconds=card["params"]["audio"]["clip_seconds"],
+    )  # fmt: skip
+    (out / "README.md").write_text(text, encoding="utf-8")
+
+
+def licence_of(source: Path) -> str | None:
+    """The `license:` of a hub repository's model card, if it states one."""
+    readme = source / "README.md"
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.exists() else ""
+    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    stated = re.search(r"^license:\s*(\S+)", head[1], re.MULTILINE) if head else None
+    return stated[1] if stated else None
+
+
+def params_of(source: Path) -> Params:
+    """Our parameters for the sizes that a pipeline folder's configs name. Raises ModelError and ParamsError."""
+    unet, vae, vocoder, clap, mel, schedule = (
+        read_config(source / name)
+        for name in (
+            f"{UNET}/config.json", "vae/config.json", "vocoder/config.json", f"{TEXT_ENCODER}/config.json",
+            "feature_extractor/preprocessor_config.json", SCHEDULER,
+        )
+    )  # fmt: skip
+    try:
+        rate, hop = vocoder["sampling_rate"], math.prod(vocoder["upsample_rates"])
+        frames = unet["sample_size"] if isinstance(unet["sample_size"], int) else unet["sample_size"][0]
+        positions = frames * 2 ** (len(vae["block_out_channels"]) - 1)
+        raw = {
+            "preset": "released",
+            "audio": {"sample_rate": rate, "clip_seconds": positions * hop / rate},
+            "mel": {"n_mels": vocoder["model_in_dim"], "hop_length": hop},
+            "clap": _clap(clap, mel),
+            "vae": {
+                "block_out_channels": vae["block_out_channels"], "layers_per_block": vae["layers_per_block"],
+                "latent_channels": vae["latent_channels"], "norm_num_groups": vae["norm_num_groups"],
+                "mid_attention": vae.get("mid_block_add_attention", True),
+            },
+            "vocoder": {
+                "upsample_rates": vocoder["upsample_rates"],
+                "upsample_kernel_sizes": vocoder["upsample_kernel_sizes"],
+                "initial_channels": vocoder["upsample_initial_channel"],
+                "resblock_kernel_sizes": vocoder["resblock_kernel_sizes"],
+                "resblock_dilations": vocoder["resblock_dilation_sizes"][0],
+            },
+            "ldm": _ldm(unet) | {
+                "prediction": schedule.get("prediction_type", "epsilon"),
+                "diffusion_steps": schedule["num_train_timesteps"],
+                "beta_start": schedule["beta_start"], "beta_end": schedule["beta_end"],
+            },
+        }  # fmt: skip
+    except (KeyError, TypeError, IndexError) as error:
+        raise ModelError(f"A config in {source} lacks {error}.", REMEDY) from error
+    params = parameters.resolve(raw, origin=str(source))
+    _same_configs(params, source)
+    return params
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path, REMEDY)
+    except Exception as error:
+        raise ModelError(str(error), REMEDY) from error
+    return dict(found)
+
+
+def _clap(config: dict[str, Any], mel: dict[str, Any]) -> dict[str, Any]:
+    audio, text = config["audio_config"], config["text_config"]
+    return {
+        "sample_rate": mel["sampling_rate"], "n_fft": mel["fft_window_size"], "hop_length": mel["hop_length"],
+        "n_mels": mel["feature_size"], "f_min": float(mel["frequency_min"]), "f_max": float(mel["frequency_max"]),
+        "window_seconds": float(mel["max_length_s"]), "projection_dim": config["projection_dim"],
+        "audio": {
+            "embed_dim": audio["patch_embeds_hidden_size"], "depths": audio["depths"],
+            "heads": audio["num_attention_heads"], "window_size": audio["window_size"],
+            "spec_size": audio["spec_size"],
+        },
+        "text": {
+            "hidden_size": text["hidden_size"], "layers": text["num_hidden_layers"],
+            "heads": text["num_attention_heads"], "intermediate_size": text["intermediate_size"],
+            "vocab_size": text["vocab_size"],
+        },
+    }  # fmt: skip
+
+
+def _ldm(unet: dict[str, Any]) -> dict[str, Any]:
+    widths = unet["block_out_channels"]
+    named = unet.get("attention_head_dim", 8)  # which is the number of heads
+    return {
+        "block_out_channels": widths,
+        "attention": [kind.startswith("CrossAttn") for kind in unet["down_block_types"]],
+        "layers_per_block": unet["layers_per_block"],
+        "norm_num_groups": unet.get("norm_num_groups", 32),
+        "heads": [named] * len(widths) if isinstance(named, int) else named,
+    }
+
+
+def _fill(network: torch.nn.Module, folder: Path) -> None:
+    """Every tensor of the folder's one .safetensors file, and of no other format."""
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise ModelError(f"{folder} has {len(files)} .safetensors files, not one.", REMEDY)
+    ledger = Ledger(read_tensors(files[0]), str(files[0]))
+    ledger.fill(network)
+    ledger.close(of_no_use="")
+
+
+def _same_configs(params: Params, source: Path) -> None:
+    """Compare what the folder's configs say with the networks that `params` build, key by key. Raises ModelError."""
+    with torch.device("meta"):
+        unet, vae, vocoder = (make(params) for make in (build_unet, build_vae, build_vocoder))
+        clap = _build_clap(params, source)
+        their_unet = UNet2DConditionModel.from_config(read_config(source / UNET / "config.json"))
+        their_vae = AutoencoderKL.from_config(read_config(source / "vae/config.json"))
+    their_clap = ClapConfig(**read_config(source / TEXT_ENCODER / "config.json"))
+    their_vocoder = SpeechT5HifiGanConfig(**read_config(source / "vocoder/config.json"))
+    pairs = (
+        (UNET, unet.config, their_unet.config, unet.config.keys() - UNET_FREE),
+        ("vae", vae.config, their_vae.config, vae.config.keys() - VAE_FREE),
+        ("vocoder", vars(vocoder.config), vars(their_vocoder), VOCODER_KEYS),
+        (f"{TEXT_ENCODER} audio", vars(clap.config.audio_config), vars(their_clap.audio_config), AUDIO_KEYS),
+        (f"{TEXT_ENCODER} text", vars(clap.config.text_config), vars(their_clap.text_config), TEXT_KEYS),
+    )
+    wrong = [
+        f"  {name}: {key} is {theirs.get(key)!r}, this program has {ours.get(key)!r}"
+        for name, ours, theirs, keys in pairs
+        for key in sorted(keys)
+        if not key.startswith("_") and _plain(ours.get(key)) != _plain(theirs.get(key))
+    ]
+    if wrong:
+        listed = "\n".join(wrong)
+        raise ModelError(f"{source} is not of MusicLDM's architecture:\n{listed}", REMEDY)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _build_clap(params: Params, source: Path) -> ClapModel:
+    """CLAP with the folder's padding token and layer norm epsilon, in which LAION's and transformers' differ."""
+    text = read_config(source / TEXT_ENCODER / "config.json")["text_config"]
+    model = build_clap(params, int(text.get("pad_token_id", 1)))
+    set_epsilon(model, float(text.get("layer_norm_eps", 1e-12)))
+    return model

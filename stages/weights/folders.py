@@ -1,0 +1,101 @@
+"""Networks that were read from elsewhere, written as sealed model folders."""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderKL
+from torch import nn
+from transformers import AutoTokenizer, ClapModel, SpeechT5HifiGan
+
+from stages.clap.model import TEXT_ENCODER, TOKENIZER, Clap
+from stages.errors import ModelError
+from stages.ldm.model import LatentDiffusion
+from stages.ldm.train import save_pipeline
+from stages.params import Params
+from stages.store import model_folder
+from stages.vae.model import FOLDER as VAE_FOLDER
+from stages.vocoder.model import FOLDER as VOCODER_FOLDER
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All networks of one pipeline, and its diffusers scheduler's config where that is not our own."""
+
+    ldm: LatentDiffusion
+    clap: Clap
+    vae: AutoencoderKL
+    vocoder: SpeechT5HifiGan
+    scheduler: dict[str, Any] | None = None
+
+
+def save_pipeline_of(parts: Parts, out: Path, card: dict[str, Any]) -> None:
+    """Write a whole `ldm` folder."""
+    params = parts.ldm.params
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".tmp-{out.name}-", dir=out.parent) as temporary:
+        folder = Path(temporary)
+        save_clap(parts.clap, folder / "clap", card)
+        save_vae(parts.vae, params, folder / "vae", card)
+        save_vocoder(parts.vocoder, params, folder / "vocoder", card)
+        save_pipeline(
+            parts.ldm, folder / "clap", folder / "vae", folder / "vocoder", out, card, scheduling=parts.scheduler
+        )
+
+
+def save_clap(clap: Clap, out: Path, card: dict[str, Any]) -> None:
+    with model_folder(out, "clap", _about(clap.params) | card) as folder:
+        clap.model.save_pretrained(folder / TEXT_ENCODER)
+        clap.tokenizer.save_pretrained(folder / TOKENIZER)
+
+
+def save_vae(vae: AutoencoderKL, params: Params, out: Path, card: dict[str, Any]) -> None:
+    with model_folder(out, "vae", _about(params) | card) as folder:
+        vae.save_pretrained(folder / VAE_FOLDER)
+
+
+def save_vocoder(vocoder: SpeechT5HifiGan, params: Params, out: Path, card: dict[str, Any]) -> None:
+    with model_folder(out, "vocoder", _about(params) | card) as folder:
+        vocoder.save_pretrained(folder / VOCODER_FOLDER)
+
+
+def load_tokenizer(source: str, params: Params) -> Any:
+    """A tokenizer from a folder or hub id, for clap.text.max_tokens. Raises ModelError."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"The tokenizer {source} cannot be had: {str(error).splitlines()[0]}",
+            "Give a folder with vocab.json and merges.txt of RoBERTa: --tokenizer DIR",
+        ) from error
+    if len(tokenizer) > params.clap.text.vocab_size:
+        raise ModelError(
+            f"The tokenizer {source} has {len(tokenizer)} tokens, clap.text.vocab_size is "
+            f"{params.clap.text.vocab_size}.", "Give the tokenizer that this CLAP was trained with: --tokenizer DIR"
+        )  # fmt: skip
+    tokenizer.model_max_length = params.clap.text.max_tokens
+    return tokenizer
+
+
+def set_epsilon(model: ClapModel, epsilon: float) -> None:
+    """Set RoBERTa's layer norms, in the network and its config."""
+    model.config.text_config.layer_norm_eps = epsilon
+    for module in model.text_model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = epsilon
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise ModelError when there is something at `out`: models are never replaced by imports and exports."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ModelError(f"{out} is there already.", "Choose another folder with --out, or remove it.")
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, symlinks=False)
+
+
+def _about(params: Params) -> dict[str, Any]:
+    return {"preset": params.preset, "params": params.model_dump(mode="json"), "params_digest": params.digest()}
