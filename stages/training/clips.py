@@ -11,6 +11,7 @@ from stages.audio.mel import MelSpectrogram
 from stages.data.dataset import ClipDataset, Draw
 from stages.data.shards import ShardReader
 from stages.params import Params
+from stages.training.draws import integers
 
 
 def clips(reader: ShardReader, params: Params, split: str = "train") -> ClipDataset:
@@ -29,9 +30,9 @@ def spread(dataset: Sized, count: int) -> list[Draw]:
     return [(int(index), 0) for index in chosen]
 
 
-def random_starts(clips: int, frames: int, of: int, generator: torch.Generator | None = None) -> list[int]:
-    """First frames of one segment for each clip of `of` frames, by a generator or torch's global one."""
-    starts: list[int] = torch.randint(of - frames + 1, (clips,), generator=generator).tolist()
+def random_starts(items: list[torch.Generator], frames: int, of: int) -> list[int]:
+    """First frames of one segment for each clip of `of` frames, each by its own generator."""
+    starts: list[int] = integers(items, of - frames + 1).tolist()
     return starts
 
 

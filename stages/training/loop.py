@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from stages.data.dataset import Draw, StepBatches
 from stages.errors import Interrupted, ModelError, ParamsError
@@ -26,6 +26,7 @@ from stages.training import checkpoint
 from stages.training.checkpoint import Position
 from stages.training.clips import spread
 from stages.training.devices import Backpropagation, build_accelerator
+from stages.training.draws import DRAW
 from stages.training.log import Write, show, writer
 from stages.training.signals import leave_to_parent, stop_signals
 from stages.training.state import State, Task, averaged_weights
@@ -172,7 +173,7 @@ class _Run:
 
     def _loader(self, dataset: Any, sampler: Any, workers: int) -> DataLoader:
         return DataLoader(
-            dataset,
+            _WithDraws(dataset),
             batch_sampler=sampler,
             num_workers=workers,
             worker_init_fn=leave_to_parent,
@@ -274,8 +275,18 @@ class _Run:
         return writer(self.run, self.position.step) if main else nullcontext(lambda _step, _figures: None)
 
 
+class _WithDraws(Dataset):
+    """The items of a dataset with their draw seeds, for `stages.training.draws`."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        return {**self.dataset[draw], DRAW: draw[1]}
+
+
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of all that is drawn in one step on one process."""
+    """The seed of what is drawn in one step on one process beside the items' own draws: dropout, mostly."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 

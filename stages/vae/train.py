@@ -17,6 +17,7 @@ from stages.store import model_folder
 from stages.training.checkpoint import training_identity
 from stages.training.clips import clips, clips_if_any, mel_segments, random_starts, spread
 from stages.training.devices import is_main_process
+from stages.training.draws import generators, normal
 from stages.training.loop import History, train
 from stages.training.state import Backward, averaged_weights, build_state, frozen
 from stages.vae.losses import (
@@ -34,15 +35,18 @@ TEST_CLIPS = 32
 
 
 class Autoencoding(nn.Module):
-    """A VAE's whole way as one forward: image (B, 1, T, F) -> (made image, posterior mean, log-variance)."""
+    """A VAE's whole way as one forward: image (B, 1, T, F) -> (made image, posterior mean, log-variance).
+
+    The latent is drawn from the posterior by standard normal `noise` (B, C, T/P, F/P); without it, it is the mean.
+    """
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.vae = vae
 
-    def forward(self, image: Tensor, sample: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         posterior = self.vae.encode(image).latent_dist
-        z = posterior.sample() if sample else posterior.mean
+        z = posterior.mean if noise is None else posterior.mean + posterior.std * noise
         return self.vae.decode(z).sample, posterior.mean, posterior.logvar
 
 
@@ -65,9 +69,12 @@ class VaeTask:
 
     def step(self, batch: dict[str, Tensor], step: int, backward: Backward) -> dict[str, Tensor]:
         frames = self.params.vae.segment_frames or self.params.clip_frames
-        starts = random_starts(len(batch["audio"]), frames, self.params.clip_frames)
+        items = generators(batch)
+        starts = random_starts(items, frames, self.params.clip_frames)
         image = as_image(mel_segments(self.mel.to(batch["audio"].device), batch["audio"], starts, frames))
-        made, mean, logvar = self.state.modules["vae"](image)
+        channels, _, bins = self.params.latent_shape
+        noise = normal(items, channels, frames // self.params.vae.downsampling, bins).to(image.device)
+        made, mean, logvar = self.state.modules["vae"](image, noise)
         reconstruction, kl = vae_loss(image, made, mean, logvar, self.params.vae.kl_weight)
         losses = {"reconstruction": reconstruction, "kl": kl}
         loss = reconstruction + kl
@@ -95,7 +102,7 @@ class VaeTask:
     def validate(self, batch: dict[str, Tensor], _generator: torch.Generator) -> dict[str, Tensor]:
         """L1 of the log-mel through the posterior's mean, and the KL term."""
         image = as_image(self.mel.to(batch["audio"].device)(batch["audio"]))
-        made, mean, logvar = self.state.modules["vae"](image, sample=False)
+        made, mean, logvar = self.state.modules["vae"](image)
         reconstruction, kl = vae_loss(image, made, mean, logvar, self.params.vae.kl_weight)
         return {"loss": reconstruction + kl, "log_mel_l1": reconstruction, "kl": kl}
 

@@ -17,6 +17,7 @@ from stages.store import model_digest, model_folder
 from stages.training.checkpoint import training_identity
 from stages.training.clips import clips, clips_if_any, cut, mel_segments, random_starts, spread
 from stages.training.devices import is_main_process
+from stages.training.draws import generators
 from stages.training.loop import History, train
 from stages.training.state import Backward, averaged_weights, build_state, frozen
 from stages.vae.model import Vae, load_vae
@@ -51,7 +52,7 @@ class VocoderTask:
         self.state = build_state({"generator": self.generator, "discriminator": self.judge}, self.settings)
 
     def step(self, batch: dict[str, Tensor], step: int, backward: Backward) -> dict[str, Tensor]:
-        mel, real = self._segments(batch["audio"])
+        mel, real = self._segments(batch["audio"], generators(batch))
         made = self._sound(mel)
         losses = {"mel": F.l1_loss(self._mel(made), self._mel(real))}
         loss = self.params.vocoder.mel_weight * losses["mel"]
@@ -66,10 +67,10 @@ class VocoderTask:
         backward("generator", loss)
         return {"loss": loss, **losses}
 
-    def _segments(self, audio: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def _segments(self, audio: Tensor, items: list[torch.Generator]) -> tuple[Tensor, Tensor]:
         """Segments of the clips' mels (B, segment_frames, F), and the sound under them (B, frames * hop)."""
         frames, hop = self.params.vocoder.segment_frames, self.params.mel.hop_length
-        starts = random_starts(len(audio), frames, self.params.clip_frames, generator)
+        starts = random_starts(items, frames, self.params.clip_frames)
         if self.vae is None:
             mel = mel_segments(self.mel.to(audio.device), audio, starts, frames)
         else:
@@ -93,7 +94,7 @@ class VocoderTask:
 
     def validate(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """L1 between the log-mels of real segments and of those made from their mels."""
-        mel, real = self._segments(batch["audio"], generator)
+        mel, real = self._segments(batch["audio"], [generator] * len(batch["audio"]))
         return {"loss": F.l1_loss(self._mel(self._sound(mel)), self._mel(real))}
 
     def track_id(self, track: int) -> str:

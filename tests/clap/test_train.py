@@ -14,6 +14,7 @@ from stages.data.shards import ShardReader, write_shards
 from stages.params import resolve
 from stages.store import model_card
 from tests.ldm.toy import TOY, write_collection
+from tests.training.toy import batch_of
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_a_batch_holds_one_clip_of_a_track(shards):
 def test_every_weight_takes_part(shards):
     """Else several processes would wait for a gradient that never comes."""
     task = ClapTask(ShardReader(shards), params(1))
-    batch = torch.utils.data.default_collate([task.dataset[i, 0] for i in range(3)])
+    batch = batch_of(task.dataset, [(i, i) for i in range(3)])
     task.step(batch, 0, lambda _name, loss: loss.backward())
     assert [name for name, p in task.clap.named_parameters() if p.grad is None] == []
 

@@ -15,8 +15,10 @@ from stages.ldm.model import LatentDiffusion, build_unet, load_ldm
 from stages.ldm.train import LdmTask, build_task, train_ldm
 from stages.params import resolve
 from stages.store import model_card, verify_model
+from stages.training.draws import generators
 from stages.training.loop import train
 from tests.ldm.toy import toy_params
+from tests.training.toy import batch_of
 
 
 def task_of(project, params):
@@ -85,7 +87,7 @@ def test_null_is_drawn_in_training_only(project):
     task = LdmTask(LatentReader(project.latents), ShardReader(project.shards), params, None)
     seen = []
     task.model.register_forward_pre_hook(lambda _module, args: seen.append(args[3]))
-    batch = torch.utils.data.default_collate([task.dataset[i, 0] for i in range(4)])
+    batch = batch_of(task.dataset, [(i, i) for i in range(4)])
     task.step(batch, 0, lambda _name, loss: loss.backward())
     assert seen[-1].tolist() == [True] * 4
     assert task.model.null.grad.abs().sum() > 0
@@ -97,10 +99,9 @@ def test_null_is_drawn_in_training_only(project):
 
 def test_mixing_replaces_the_stated_share(project):
     task = task_of(project, toy_params(mixup="blm", condition="text"))
-    items = [task.dataset[i % len(task.dataset), 0] for i in range(200)]
-    batch = torch.utils.data.default_collate(items)
+    batch = batch_of(task.dataset, [(i % len(task.dataset), i) for i in range(200)])
     torch.manual_seed(0)
-    _, condition = task._mixed(batch, 0)
+    _, condition = task._mixed(batch, 0, generators(batch))
     mixed = (condition != batch["condition"]).any(1).float().mean()
     assert float(mixed) == pytest.approx(0.5, abs=0.1)
 

@@ -29,6 +29,11 @@ class Vectors(torch.utils.data.Dataset):
         return {"x": x * float("nan") if index in self.bad else x, "track": index}
 
 
+def batch_of(dataset, draws):
+    """A batch as the loop hands it to a step."""
+    return torch.utils.data.default_collate([{**dataset[draw], "draw": draw[1]} for draw in draws])
+
+
 class ToyTask:
     """Autoencodes vectors through dropout against a judge; `noise` off makes a step independent of the rank."""
 

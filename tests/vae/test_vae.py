@@ -22,6 +22,7 @@ from stages.vae import losses
 from stages.vae.model import build, load_vae
 from stages.vae.train import VaeTask, latent_scale, train_vae
 from tests.training.demo import demo_shards
+from tests.training.toy import batch_of
 
 TOY = [
     "vae.block_out_channels=[8,8]", "vae.norm_num_groups=4", "vae.latent_channels=4", "vae.segment_frames=32",
@@ -103,7 +104,7 @@ def test_a_step_moves_judge_and_maker_by_their_own_loss(shards):
     def gradients():
         return [None if p.grad is None else p.grad.clone() for m in task.state.modules.values() for p in m.parameters()]
 
-    batch = {"audio": torch.stack([task.dataset[i, 0]["audio"] for i in range(2)])}
+    batch = batch_of(task.dataset, [(0, 0), (1, 1)])
     backward = Backward()
     early = task.step(batch, 1, backward)
     assert set(early) == {"loss", "reconstruction", "kl"}

@@ -161,8 +161,8 @@ def test_fine_tuning_on_the_vae_hears_its_mels_and_starts_from_a_vocoder(shards,
     vae, first = load_vae(tmp_path / "vae"), load_vocoder(tmp_path / "first")
     task = VocoderTask(tuned, ShardReader(shards), vae, first)
     audio = torch.stack([task.dataset[i, 0]["audio"] for i in range(2)])
-    mel, real = task._segments(audio, torch.Generator().manual_seed(3))
-    starts = torch.randint(128 - 16 + 1, (2,), generator=torch.Generator().manual_seed(3)).tolist()
+    mel, real = task._segments(audio, [torch.Generator().manual_seed(seed) for seed in (3, 4)])
+    starts = [int(torch.randint(128 - 16 + 1, (), generator=torch.Generator().manual_seed(s))) for s in (3, 4)]
     decoded = vae.decode(vae.encode(clip_mel(tuned)(audio))[0])
     for n, start in enumerate(starts):
         torch.testing.assert_close(mel[n], decoded[n, start : start + 16])

