@@ -134,6 +134,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def refuse_existing(path: Path) -> None:
+    """Raise DataError when there is something at `path`, for commands that never replace what they find."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise DataError(f"{path} is there already.", "Choose another folder, or remove it.")
+
+
 def write_text(path: Path, text: str) -> None:
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

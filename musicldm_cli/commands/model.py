@@ -1,15 +1,25 @@
-"""`musicldm model`: what a trained model is, and whether it is whole."""
+"""`musicldm model`: what a trained model is, whether it is whole, and its way in from and out to other programs."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from musicldm_cli.commands import model_import
 from musicldm_cli.session import session
 
-app = typer.Typer(no_args_is_help=True, help="Look into and check trained models.")
+app = typer.Typer(no_args_is_help=True, help="Look into, check, import and export trained models.")
+app.add_typer(model_import.app, name="import")
 
 Folder = Annotated[Path, typer.Argument(help="A model folder, e.g. work/models/ldm.")]
+
+
+class Layout(StrEnum):
+    """Whose layout an export has."""
+
+    DIFFUSERS = "diffusers"
+    PUBLIC = "public"
 
 
 @app.command("list")
@@ -18,28 +28,35 @@ def list_models(
     folder: Annotated[Path | None, typer.Argument(help="Where to look; default the work folder's models.")] = None,
 ) -> None:
     """List the trained models below a folder."""
-    from stages.store import CARD, model_card
+    from stages.store import CARD, model_card, model_digest
 
     found = session(context)
     root = folder or found.layout.models
     cards = {path.parent: model_card(path.parent) for path in sorted(root.glob(f"*/{CARD}"))}
-    lines = [f"{path!s:40}  {card['kind']:8}  {card.get('preset', '?')}" for path, card in cards.items()]
-    models = [{"path": str(path), "kind": card["kind"], "preset": card.get("preset")} for path, card in cards.items()]
+    models = [
+        {"path": str(path), "kind": card["kind"], "preset": card.get("preset"), "digest": model_digest(path),
+         "megabytes": round(sum(file["bytes"] for file in card["files"].values()) / 1e6, 2)}
+        for path, card in cards.items()
+    ]  # fmt: skip
+    lines = [
+        f"{m['path']!s:40}  {m['kind']:8}  {m['preset'] or '?':8}  {m['megabytes']:9} MB  {m['digest']}" for m in models
+    ]
     found.output.result("\n".join(lines) or f"There is no model below {root}.", list(cards), models=models)
 
 
 @app.command()
 def info(context: typer.Context, folder: Folder) -> None:
-    """Sizes, preset, digests, training and data of a model."""
-    from stages.store import model_card, model_digest
+    """Sizes, preset, digests, training, data and licence of a model."""
+    from stages.weights.describe import describe
 
-    card = model_card(folder)
-    size = sum(file["bytes"] for file in card["files"].values())
-    summary = {key: value for key, value in card.items() if key not in ("files", "params")}
-    summary |= {"digest": model_digest(folder), "megabytes": round(size / 1e6, 2)}
-    lines = [f"{key:16} {value}" for key, value in summary.items()]
-    lines += [f"  {file['bytes'] / 1e6:9.3f} MB  {name}" for name, file in card["files"].items()]
-    session(context).output.result("\n".join(lines), [folder], **summary)
+    about = describe(folder)
+    networks = about["networks"]
+    lines = [f"{key:16} {value}" for key, value in about.items() if key != "networks" and value is not None]
+    lines += [
+        f"  {name:16} {size['parameters'] / 1e6:9.3f} M parameters  {size['megabytes']:9} MB  {size['format']}"
+        for name, size in networks.items()
+    ]
+    session(context).output.result("\n".join(lines), [folder], **about)
 
 
 @app.command()
@@ -54,3 +71,29 @@ def verify(context: typer.Context, folder: Folder) -> None:
     count = len(model_card(folder)["files"])
     session(context).output.result(f"{folder} is whole: {count} files as sealed.", [folder], files=count,
                                    digest=model_digest(folder))  # fmt: skip
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    folder: Folder,
+    out: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],
+    to: Annotated[Layout, typer.Option(help="Whose layout: a MusicLDMPipeline's, or the public MusicLDM's.")] = (
+        Layout.DIFFUSERS
+    ),
+) -> None:
+    """Write a whole pipeline for other programs: a diffusers folder, or one musicldm-ckpt.ckpt."""
+    from stages.store import refuse_existing
+
+    refuse_existing(out)
+    if to is Layout.DIFFUSERS:
+        from stages.weights.diffusers_folder import export_diffusers
+
+        export_diffusers(folder, out)
+        text = f"{out} loads with diffusers' MusicLDMPipeline; its README.md tells of the null condition."
+        session(context).output.result(text, [out])
+        return
+    from stages.weights.export import export_public
+
+    path = export_public(folder, out)
+    session(context).output.result(f"{path} has the public MusicLDM's layout.", [path])

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from stages.store import CARD, model_card, read_json
 from stages.vae.model import build as build_vae
 from stages.vocoder.model import build as build_vocoder
 from stages.weights.files import read_tensors
-from stages.weights.folders import Parts, copy_tree, load_tokenizer, save_pipeline_of, set_epsilon
+from stages.weights.folders import Parts, load_tokenizer, save_pipeline_of, set_epsilon
 from stages.weights.ledger import Ledger
 
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
@@ -92,7 +93,7 @@ def export_diffusers(model: Path, out: Path) -> None:
     Our folders have diffusers' layout already; what is added is for the people who get it. Raises ModelError.
     """
     card = model_card(model, "ldm")
-    copy_tree(model, out)
+    shutil.copytree(model, out)
     (out / CARD).unlink()
     text = README.format(
         licence=card.get("licence") or "other", version=card["musicldm"], preset=card["preset"],

@@ -15,7 +15,7 @@ from stages.weights.tensors import Tensors
 
 USUAL = "Give a file as its authors published it, or a .safetensors of its tensors."
 # Plain numbers that CLAP's and Lightning's files keep beside their tensors: losses, dates, learning rates.
-_NUMBERS = [np.dtype, *{type(np.dtype(code)) for code in ("f4", "f8", "i4", "i8", "b1")}]
+_NUMBERS: list[Any] = [np.dtype, *{type(np.dtype(code)) for code in ("f4", "f8", "i4", "i8", "b1")}]
 _SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]
 # What tells a file's content, the prefix it has in the main checkpoint, and how people call it.
 _KINDS = (("encoder.conv_in.", VAE, "VAE"), ("audio_branch.", CLAP, "CLAP"), ("conv_pre.", VOCODER, "HiFi-GAN"))

@@ -1,6 +1,5 @@
 """Networks that were read from elsewhere, written as sealed model folders."""
 
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,16 +84,6 @@ def set_epsilon(model: ClapModel, epsilon: float) -> None:
     for module in model.text_model.modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = epsilon
-
-
-def refuse_existing(out: Path) -> None:
-    """Raise ModelError when there is something at `out`: models are never replaced by imports and exports."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ModelError(f"{out} is there already.", "Choose another folder with --out, or remove it.")
-
-
-def copy_tree(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, symlinks=False)
 
 
 def _about(params: Params) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def test_an_average_that_lacks_a_weight_is_refused(source, tokenizer, tmp_path):
     state = dict(source.state)
     state.pop("model_ema.diffusion_modelout2bias")
     torch.save({"state_dict": state}, tmp_path / "main.ckpt")
-    with pytest.raises(ModelError, match="none of model.diffusion_model.out.2.bias"):
+    with pytest.raises(ModelError, match=r"none of model.diffusion_model.out.2.bias"):
         import_pipeline([tmp_path / "main.ckpt"], tmp_path / "out", source.params, tokenizer, {})
 
 
@@ -233,5 +233,5 @@ def test_sizes_of_a_vocoder_come_from_its_published_config(tmp_path):
     params = sizes_of("released", hifigan_sizes(config))
     assert (params.mel.n_mels, params.vocoder.initial_channels, params.audio.sample_rate) == (80, 512, 22_050)
     config.write_text('{"resblock": "2"}')
-    with pytest.raises(ModelError, match="is not the config.json of a HiFi-GAN"):
+    with pytest.raises(ModelError, match=r"is not the config.json of a HiFi-GAN"):
         hifigan_sizes(config)
