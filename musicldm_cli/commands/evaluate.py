@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from musicldm_cli.commands import listen
-from musicldm_cli.session import Session, session
+from musicldm_cli.session import session
 
 if TYPE_CHECKING:
-    pass
+    from stages.evaluate.run import Setting
 
 app = typer.Typer(no_args_is_help=True, help="Measure quality, relevance and novelty.")
 app.add_typer(listen.app, name="listen")
@@ -54,18 +56,13 @@ def quality(
     """
     from stages.evaluate import run
 
-    found = session(context)
     override = [*(override or []), *([] if weights is None else [f"evaluate.weights={json.dumps(weights)}"])]
-    params, folder = found.params(override), out or found.layout.metrics / "quality"
-    with found.output.progress() as progress:
-        result = run.quality(
-            generated or found.layout.generated, reference, found.layout.shards, _clap(found, clap), params, folder,
-            found.layout.metrics / "cache", progress,
-        )  # fmt: skip
-    keys = ("fd", "fd_infinity", "kid", "density", "coverage", "is_softmax", "is_one_split", "kl_softmax", "kl_sigmoid")
-    lines = [_line(key, result[key]) for key in keys if result[key] is not None]
+    layout, folder = session(context).layout, _folder(context, out, "quality")
+    with _setting(context, clap, override) as setting:
+        result = run.quality(setting, generated or layout.generated, reference, folder)
+    lines = _lines(result, run.QUALITY)
     lines.append(f"backbone {result['backbone']}; {result['n_generated']} generated, {result['n_reference']} real")
-    _show(found, lines, [folder / run.METRICS], result)
+    _show(context, lines, [folder / run.METRICS], result)
 
 
 @app.command()
@@ -76,16 +73,10 @@ def relevance(
     """CLAP similarity of every clip with its prompt, beside the test set's own and the best training clip's."""
     from stages.evaluate import run
 
-    found = session(context)
-    params, folder = found.params(override), out or found.layout.metrics / "relevance"
-    with found.output.progress() as progress:
-        result = run.relevance(
-            generated or found.layout.generated, found.layout.shards, _clap(found, clap), params, folder,
-            found.layout.metrics / "cache", progress,
-        )  # fmt: skip
-    keys = ("text_audio_similarity", "test_set_reference", "retrieval_max_reference")
-    lines = [_line(key, result[key]) for key in keys if result[key] is not None]
-    _show(found, lines, [folder / run.METRICS, folder / "prompts.csv"], result)
+    layout, folder = session(context).layout, _folder(context, out, "relevance")
+    with _setting(context, clap, override) as setting:
+        result = run.relevance(setting, generated or layout.generated, folder)
+    _show(context, _lines(result, run.RELEVANCE), [folder / run.METRICS, folder / "prompts.csv"], result)
 
 
 @app.command()
@@ -110,18 +101,13 @@ def novelty(
     from stages.evaluate import run
     from stages.evaluate.novelty import parse_gate
 
-    found = session(context)
+    layout, folder = session(context).layout, _folder(context, out, "novelty")
     gates = [parse_gate(text) for text in fail_over or []]
-    params, folder = found.params(override), out or found.layout.metrics / "novelty"
-    with found.output.progress() as progress:
-        result = run.novelty(
-            generated or found.layout.generated, found.layout.shards, index, _clap(found, clap), params, folder,
-            found.layout.metrics / "cache", gates, progress,
-        )  # fmt: skip
-    lines = []
-    for row in ("generated", "held_out"):
-        lines += [_line(f"{row} {key}", value) for key, value in (result[row] or {}).items()]
-    _show(found, lines, [folder / run.METRICS, folder / "nearest.csv"], result)
+    with _setting(context, clap, override) as setting:
+        result = run.novelty(setting, generated or layout.generated, index, folder, gates)
+    sets = {which: result[which] or {} for which in ("generated", "held_out")}
+    lines = [line for which, figures in sets.items() for line in _lines(figures, figures, f"{which} ")]
+    _show(context, lines, [folder / run.METRICS, folder / "nearest.csv"], result)
 
 
 @app.command()
@@ -143,16 +129,15 @@ def index(
     """Embed the training set once, for `eval novelty` and `eval relevance`; goes on where it was interrupted."""
     from stages.evaluate import run
 
-    found = session(context)
-    params, cache = found.params(override), found.layout.metrics / "cache"
-    with found.output.progress() as progress:
+    with _setting(context, clap, override) as setting:
+        kept: Literal["float16", "float32"] = "float16" if half else "float32"
         path, figures = run.index_training(
-            source or found.layout.shards, _clap(found, clap), params, out, cache,
-            "float16" if half else "float32", duplicates, progress,
+            source or setting.shards, setting.clap, setting.params, out, setting.cache, kept, duplicates,
+            setting.progress,
         )  # fmt: skip
     lines = [f"{path}: {figures['n_windows']} windows of {figures['n_tracks']} tracks, {figures['bytes'] / 1e6:.1f} MB"]
-    lines += [_line(key, value) for key, value in figures.items() if key.startswith("duplicates")]
-    found.output.result("\n".join(lines), [path], **figures)
+    lines += _lines(figures, [key for key in figures if key.startswith("duplicates")])
+    session(context).output.result("\n".join(lines), [path], **figures)
 
 
 @app.command()
@@ -169,19 +154,15 @@ def planted(
     """Test the novelty audit itself: hide disguised training excerpts among other music, count those it finds."""
     from stages.evaluate import run
 
-    found = session(context)
-    params, folder = found.params(override), out or found.layout.metrics / "planted"
-    with found.output.progress() as progress:
-        result = run.planted(
-            found.layout.shards, others, _clap(found, clap), params, folder, found.layout.metrics / "cache", count,
-            progress,
-        )  # fmt: skip
+    folder = _folder(context, out, "planted")
+    with _setting(context, clap, override) as setting:
+        result = run.planted(setting, others, folder, count)
     lines = [f"recall at 1% false alarms of {result['n_innocent']} innocent clips; clap: {result['backbone']}"]
-    for measure in ("clap", "mel"):
+    for measure in run.MEASURES:
         rows = result[measure]
         lines.append(f"{measure}: alarm above {rows['alarm_level']:.4f}")
-        lines += [_line(f"  {key}", value) for key, value in rows.items() if key.startswith("recall")]
-    _show(found, lines, [folder / run.METRICS, folder / "planted.csv"], result)
+        lines += _lines(rows, [key for key in rows if key.startswith("recall")], "  ")
+    _show(context, lines, [folder / run.METRICS, folder / "planted.csv"], result)
 
 
 @app.command()
@@ -199,14 +180,13 @@ def zeroshot(
     """Accuracy and mAP@10 of CLAP as a classifier that was told only the names of the classes (table 3)."""
     from stages.evaluate import run
 
-    found = session(context)
-    target = out or found.layout.metrics / "zeroshot"
-    with found.output.progress() as progress:
-        result = run.zeroshot(folder, benchmark, _clap(found, clap), found.params(override), target, progress)
+    target = _folder(context, out, "zeroshot")
+    with _setting(context, clap, override) as setting:
+        result = run.zeroshot(setting, folder, benchmark, target)
     lines = [f"{result['benchmark']}, {result['n_classes']} classes, {result['backbone']}"]
-    lines += [_line(key, result[key]) for key in ("accuracy", "map@10")]
+    lines += _lines(result, ("accuracy", "map@10"))
     lines += [f"fold {name:26} {value:9.4f}" for name, value in result.get("fold_accuracy", {}).items()]
-    _show(found, lines, [target / run.METRICS, target / "clips.csv"], result)
+    _show(context, lines, [target / run.METRICS, target / "clips.csv"], result)
 
 
 @app.command()
@@ -222,14 +202,11 @@ def retrieve(
     """The baseline that makes nothing: the training clip nearest to each prompt, to be measured like the others."""
     from stages.evaluate import run
 
-    found = session(context)
-    folder = out or found.layout.work / "retrieved"
-    with found.output.progress() as progress:
-        count = run.retrieval(
-            prompts or found.layout.captions / "prompts.csv", found.layout.shards, _clap(found, clap),
-            found.params(override), folder, found.layout.metrics / "cache", progress,
-        )  # fmt: skip
-    found.output.result(f"{folder}: {count} clips.", [folder], clips=count)
+    layout = session(context).layout
+    folder = out or layout.work / "retrieved"
+    with _setting(context, clap, override) as setting:
+        count = run.retrieval(setting, prompts or layout.captions / "prompts.csv", folder)
+    session(context).output.result(f"{folder}: {count} clips.", [folder], clips=count)
 
 
 @app.command()
@@ -289,16 +266,31 @@ def beats(
     found.output.result("\n".join(lines), [], **scores)
 
 
-def _clap(found: Session, given: Path | None) -> Path:
-    if given is not None or found.layout.clap.exists() or not found.layout.ldm.exists():
-        return given or found.layout.clap
-    return found.layout.ldm
+@contextmanager
+def _setting(context: typer.Context, clap: Path | None, override: list[str] | None) -> Iterator[Setting]:
+    """What the evaluations share, with a progress bar while they run."""
+    from stages.evaluate.run import Setting
+
+    found = session(context)
+    layout = found.layout
+    usual = layout.clap if layout.clap.exists() or not layout.ldm.exists() else layout.ldm
+    with found.output.progress() as progress:
+        yield Setting(found.params(override), layout.shards, clap or usual, layout.metrics / "cache", progress)
 
 
-def _line(name: str, figure: dict[str, Any]) -> str:
-    return f"{name:32} {figure['value']:9.4f}   [{figure['low']:.4f}, {figure['high']:.4f}]   n = {figure['n']}"
+def _folder(context: typer.Context, out: Path | None, name: str) -> Path:
+    return out or session(context).layout.metrics / name
 
 
-def _show(found: Session, lines: list[str], paths: list[Path], result: dict[str, Any]) -> None:
+def _lines(figures: dict[str, Any], keys: Iterable[str], prefix: str = "") -> list[str]:
+    """A line for each figure that there is: its value, its 95% interval and its N."""
+    return [
+        f"{prefix + key:32} {f['value']:9.4f}   [{f['low']:.4f}, {f['high']:.4f}]   n = {f['n']}"
+        for key in keys
+        if (f := figures[key]) is not None
+    ]
+
+
+def _show(context: typer.Context, lines: list[str], paths: list[Path], result: dict[str, Any]) -> None:
     lines += [f"Note: {warning}" for warning in result["warnings"]]
-    found.output.result("\n".join([*lines, *map(str, paths)]), paths, **result)
+    session(context).output.result("\n".join([*lines, *map(str, paths)]), paths, **result)

@@ -72,6 +72,18 @@ class MusicnnBackbone:
         return vectors, torch.logit(tags.double(), eps=TAG_EPSILON)
 
 
+class UnitBackbone:
+    """Another network's vectors at length 1, so that their products are cosines, as an index needs them."""
+
+    def __init__(self, network: Backbone) -> None:
+        self.network, self.name = network, f"{network.name}, length 1"
+        self.keeps_level, self.patch_seconds = network.keeps_level, network.patch_seconds
+
+    def __call__(self, waveform: Tensor) -> tuple[Tensor, Tensor | None]:
+        vectors, logits = self.network(waveform)
+        return torch.nn.functional.normalize(vectors, dim=-1), logits
+
+
 class Cnn14Backbone:
     """PANN Cnn14: 2048-d after fc1 and ReLU, 527 AudioSet logits; what audioldm_eval calls `cnn14`."""
 

@@ -2,7 +2,6 @@
 
 index.json     schema, network, preprocessing, data, and each track's number of windows and frames
 vectors.bin    (windows, D) float32 or float16, written as the music streams by
-codes.bin      (windows, D) int8, what stages.evaluate.search looks through first
 frames.bin     (frames, 32) float16, the log-mel sketches of stages.evaluate.spectral
 """
 
@@ -22,12 +21,12 @@ from stages.evaluate import spectral
 from stages.evaluate.backbones import Backbone
 from stages.evaluate.cache import EmbeddingCache
 from stages.evaluate.embeddings import Segment, embed_stream, preprocessing
-from stages.evaluate.search import BLOCK_ROWS, Coded, encode, nearest
+from stages.evaluate.search import nearest
 from stages.params import Audio
 from stages.progress import Progress, silent
 from stages.store import atomic_folder, read_json
 
-SCHEMA = 1
+SCHEMA = 2
 INDEX = "index.json"
 FORMAT = "musicldm training index"
 Kept = Literal["float32", "float16"]
@@ -46,60 +45,31 @@ def write_index(
     path: Path, segments: Iterable[Segment], backbone: Backbone, audio: Audio, data_digest: str,
     kept: Kept = "float32", cache: EmbeddingCache | None = None, progress: Progress = silent,
 ) -> "TrainingIndex":  # fmt: skip
-    """Write the folder, in flat memory: a block of vectors and one track's audio at a time.
+    """Write the folder, in flat memory: a batch of vectors and one track's audio at a time.
 
     `segments` come track by track; `data_digest` names the music. Raises DataError when there is none.
     """
     if backbone.patch_seconds:
         raise DataError(f"{backbone.name} has several vectors for a clip; an index needs one.", "Take clap.")
     tracks: list[Track] = []
+    dimensions = 0
     with atomic_folder(path) as folder:
-        with (folder / "vectors.bin").open("wb") as vectors, (folder / "codes.bin").open("wb") as codes, (
-            folder / "frames.bin"
-        ).open("wb") as frames:  # fmt: skip
-            writer = _Vectors(vectors, codes, kept)
+        with (folder / "vectors.bin").open("wb") as vectors, (folder / "frames.bin").open("wb") as frames:
             watched = _sketched(segments, audio, frames, tracks)
             for batch in embed_stream(watched, backbone, audio, "training set", cache, progress):
-                writer.add(np.stack([entry.vectors[0] for _, entry, _ in batch]))
-            writer.flush()
+                rows = np.stack([entry.vectors[0] for _, entry, _ in batch])
+                dimensions = rows.shape[1]
+                vectors.write(rows.astype(kept).tobytes())
         if not tracks:
             raise DataError("There is no training music to index.", "Check the splits: musicldm data check")
         header = {
             "schema": SCHEMA, "format": FORMAT, "backbone": backbone.name,
             "preprocessing": preprocessing(audio, backbone), "sketch": spectral.VERSION, "data": data_digest,
-            "clip_seconds": audio.clip_seconds, "dtype": kept, "dimensions": writer.dimensions,
-            "blocks": writer.blocks, "tracks": [[track.id, track.windows, track.frames] for track in tracks],
+            "clip_seconds": audio.clip_seconds, "dtype": kept, "dimensions": dimensions,
+            "tracks": [[track.id, track.windows, track.frames] for track in tracks],
         }  # fmt: skip
         (folder / INDEX).write_text(json.dumps(header, ensure_ascii=False) + "\n", encoding="utf-8")
     return TrainingIndex(path)
-
-
-class _Vectors:
-    """Collects vectors to blocks of BLOCK_ROWS, and writes each with its codes."""
-
-    def __init__(self, vectors: IO[bytes], codes: IO[bytes], kept: Kept) -> None:
-        self.vectors, self.codes, self.kept = vectors, codes, kept
-        self.waiting: list[NDArray[Any]] = []
-        self.blocks: list[list[float]] = []
-        self.dimensions = 0
-
-    def add(self, rows: NDArray[np.float32]) -> None:
-        self.waiting.append(rows.astype(self.kept))
-        self.dimensions = rows.shape[1]
-        if sum(map(len, self.waiting)) >= BLOCK_ROWS:
-            found = np.concatenate(self.waiting)
-            self._write(found[:BLOCK_ROWS])
-            self.waiting = [found[BLOCK_ROWS:]]
-
-    def flush(self) -> None:
-        if sum(map(len, self.waiting)):
-            self._write(np.concatenate(self.waiting))
-
-    def _write(self, block: NDArray[Any]) -> None:
-        coded = encode(block)
-        self.vectors.write(block.tobytes())
-        self.codes.write(coded.codes.tobytes())
-        self.blocks.append([coded.step, coded.norm, coded.error])
 
 
 def _sketched(segments: Iterable[Segment], audio: Audio, file: IO[bytes], tracks: list[Track]) -> Iterator[Segment]:
@@ -122,22 +92,22 @@ class TrainingIndex:
         header = read_json(path / INDEX, again)
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise DataError(f"{path / INDEX} is not a training index.", again)
-        if header["schema"] != SCHEMA:
-            newer = "Update musicldm, or build it" if header["schema"] > SCHEMA else "Build it"
+        schema = header.get("schema")
+        if schema != SCHEMA:
+            newer = isinstance(schema, int) and schema > SCHEMA
             raise DataError(
-                f"{path} has schema {header['schema']}; this version reads {SCHEMA}.",
-                f"{newer} again: musicldm eval index",
+                f"{path} has schema {schema}; this version reads {SCHEMA}.",
+                again.replace("Build", "Update musicldm, or build") if newer else again,
             )
         self.path = path
         try:
             self.backbone, self.preprocessing = str(header["backbone"]), str(header["preprocessing"])
             self.data, self.clip_seconds = str(header["data"]), float(header["clip_seconds"])
             self.sketch, self.tracks = str(header["sketch"]), [Track(*row) for row in header["tracks"]]
-            self._blocks = [tuple(map(float, row)) for row in header["blocks"]]
             width, self.kept = int(header["dimensions"]), str(header["dtype"])
             windows, frames = (sum(getattr(t, key) for t in self.tracks) for key in ("windows", "frames"))
-            self.vectors = np.memmap(path / "vectors.bin", self.kept, "r", shape=(windows, width))
-            self._codes = np.memmap(path / "codes.bin", np.int8, "r", shape=(windows, width))
+            # "c": never written, but torch takes no read-only arrays
+            self.vectors = np.memmap(path / "vectors.bin", self.kept, "c", shape=(windows, width))
             self._frames = np.memmap(path / "frames.bin", np.float16, "r", shape=(frames, spectral.BANDS))
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise DataError(f"The index {path} is damaged: {error}.", again) from error
@@ -175,12 +145,7 @@ class TrainingIndex:
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """stages.evaluate.search.nearest over all rows; `own` (Q,) are numbers of tracks not to look in."""
         spans = None if own is None else np.stack([self.offsets[own], self.offsets[own + 1]], 1)
-        return nearest(queries, self.vectors, self._coded(), spans)
-
-    def _coded(self) -> Iterator[Coded]:
-        for number, (step, norm, error) in enumerate(self._blocks):
-            start = number * BLOCK_ROWS
-            yield Coded(np.array(self._codes[start : start + BLOCK_ROWS]), step, norm, error)
+        return nearest(queries, self.vectors, spans)
 
     def sketches(self) -> Iterator[tuple[int, spectral.Frames]]:
         """Number and sketch of each track."""

@@ -31,11 +31,23 @@ class Training(Protocol):
 
 
 @dataclass(frozen=True)
+class Found:
+    """What one similarity says of N clips: how near the nearest training music is, and in which track it is."""
+
+    similarity: NDArray[np.float64]
+    tracks: list[str]
+
+
+@dataclass(frozen=True)
 class Heard:
     """A set's log-mel search: its best stretches, and the names of the training tracks they are in."""
 
     best: spectral.Best
     tracks: list[str]
+
+    def found(self) -> Found:
+        similarity = self.best.similarity.astype(np.float64)
+        return Found(similarity, [self.tracks[n] if n >= 0 else "" for n in self.best.track])
 
 
 @dataclass(frozen=True)

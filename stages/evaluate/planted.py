@@ -7,7 +7,7 @@ anywhere in their track, not where the index's windows do.
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from stages.data.shards import ShardReader
 from stages.errors import DataError
 from stages.evaluate.embeddings import Segment
 from stages.evaluate.intervals import share_figure
+from stages.evaluate.novelty import Found
 
 Samples = NDArray[np.float32]
 FALSE_ALARMS = 0.01
@@ -95,50 +96,62 @@ DISGUISES: dict[str, Callable[[Excerpt], Samples]] = {
 }  # fmt: skip
 
 
-def plant(
-    reader: ShardReader, clip_samples: int, innocents: list[Segment], per_kind: int, seed: int
-) -> Iterator[Segment]:
-    """`per_kind` training excerpts in each disguise; a segment's name is `<disguise>:<track>`.
+class Hidden:
+    """The innocent clips, then `per_kind` training excerpts in each disguise; a segment's name is `<kind>:<track>`.
 
-    The covers are innocent clips. Raises DataError when no training track holds a clip and its margin.
+    The same clips each time they are gone through, so that they need not be held. The covers are innocent clips.
+    Raises DataError when no training track holds a clip and its margin.
     """
-    margin = int(clip_samples * STRETCH) + 1
-    tracks = [i for i, t in enumerate(reader.tracks) if t.split == "train" and t.samples >= margin]
-    if not tracks or not innocents:
-        raise DataError(
-            "Planted copies need training tracks longer than a clip, and music that was not trained on.",
-            "Check the splits: musicldm data check, or give other music with --others DIR.",
-        )
-    generator = np.random.default_rng(seed)
-    for disguise, change in DISGUISES.items():
-        for _ in range(per_kind):
-            track = int(generator.choice(tracks))
-            start = int(generator.integers(reader.tracks[track].samples - margin + 1))
-            longer = reader.audio(track, start, start + margin).astype(np.float32) / np.float32(FULL_SCALE)
-            cover = _fit(innocents[int(generator.integers(len(innocents)))].samples, clip_samples)
-            excerpt = Excerpt(longer[:clip_samples], longer, cover, reader.sample_rate)
-            samples = np.ascontiguousarray(change(excerpt), np.float32)
-            yield Segment(f"{disguise}:{reader.tracks[track].id}", start / reader.sample_rate, samples, 0)
+
+    def __init__(
+        self, reader: ShardReader, clip_samples: int, innocents: list[Segment], per_kind: int, seed: int
+    ) -> None:
+        self.reader, self.innocents, self.per_kind, self.seed = reader, innocents, per_kind, seed
+        self.clip_samples, self.margin = clip_samples, int(clip_samples * STRETCH) + 1
+        self.tracks = [i for i, t in enumerate(reader.tracks) if t.split == "train" and t.samples >= self.margin]
+        if not self.tracks or not innocents:
+            raise DataError(
+                "Planted copies need training tracks longer than a clip, and music that was not trained on.",
+                "Check the splits: musicldm data check, or give other music with --others DIR.",
+            )
+
+    def __iter__(self) -> Iterator[Segment]:
+        for segment in self.innocents:
+            yield replace(segment, name=f"{INNOCENT}:{segment.name}")
+        generator = np.random.default_rng(self.seed)
+        for disguise, change in DISGUISES.items():
+            for _ in range(self.per_kind):
+                track, start, excerpt = self._excerpt(generator)
+                samples = np.ascontiguousarray(change(excerpt), np.float32)
+                yield Segment(f"{disguise}:{track}", start, samples, 0)
+
+    def _excerpt(self, generator: np.random.Generator) -> tuple[str, float, Excerpt]:
+        """A training track, a start in seconds, and what is there."""
+        number = int(generator.choice(self.tracks))
+        track, rate = self.reader.tracks[number], self.reader.sample_rate
+        start = int(generator.integers(track.samples - self.margin + 1))
+        longer = self.reader.audio(number, start, start + self.margin).astype(np.float32) / np.float32(FULL_SCALE)
+        cover = _fit(self.innocents[int(generator.integers(len(self.innocents)))].samples, self.clip_samples)
+        return track.id, start / rate, Excerpt(longer[: self.clip_samples], longer, cover, rate)
 
 
-def recalls(names: list[str], similarity: NDArray[np.float64], found: list[str]) -> tuple[dict[str, Any], list[str]]:
+def recalls(names: list[str], found: Found) -> tuple[dict[str, Any], list[str]]:
     """Alarm level at 1% false alarms among the innocent clips, recall of each disguise, and of the right track.
 
-    `found` are the training tracks each clip was nearest to. Also returns what limits these figures.
+    Also returns what limits these figures.
     """
     kinds = np.array([name.split(":")[0] for name in names])
-    innocent = np.sort(similarity[kinds == INNOCENT])[::-1]
+    innocent = np.sort(found.similarity[kinds == INNOCENT])[::-1]
     allowed = int(FALSE_ALARMS * len(innocent))
     level = float(innocent[allowed])  # alarms are strictly above: at most `allowed` of the innocent
     result: dict[str, Any] = {"alarm_level": level, "false_alarms": share_figure(
         int((innocent > level).sum()), len(innocent))}  # fmt: skip
+    own = np.array([name.partition(":")[2] for name in names])
+    right = own == np.array(found.tracks)
     for disguise in DISGUISES:
-        own = [name.partition(":")[2] for name in names]
-        alarmed = (kinds == disguise) & (similarity > level)
-        right = sum(own[i] == found[i] for i in np.flatnonzero(alarmed))
-        total = int((kinds == disguise).sum())
-        result[f"recall {disguise}"] = share_figure(int(alarmed.sum()), total)
-        result[f"right track {disguise}"] = share_figure(right, total)
+        alarmed = found.similarity[kinds == disguise] > level
+        result[f"recall {disguise}"] = share_figure(int(alarmed.sum()), len(alarmed))
+        result[f"right track {disguise}"] = share_figure(int((alarmed & right[kinds == disguise]).sum()), len(alarmed))
     warnings = []
     if len(innocent) < 1 / FALSE_ALARMS:
         warnings.append(
@@ -146,6 +159,18 @@ def recalls(names: list[str], similarity: NDArray[np.float64], found: list[str])
             "similarities. Give more with --others DIR."
         )
     return result, warnings
+
+
+def table(names: list[str], found: dict[str, Found]) -> list[dict[str, Any]]:
+    """One row for each clip: what each similarity says of it."""
+    return [
+        {"clip": name} | {
+            column: value
+            for measure, by in found.items()
+            for column, value in ((measure, round(float(by.similarity[i]), 6)), (f"{measure}_track", by.tracks[i]))
+        }
+        for i, name in enumerate(names)
+    ]  # fmt: skip
 
 
 def _fit(samples: Samples, length: int) -> Samples:

@@ -18,7 +18,7 @@ from stages.data.shard_index import INDEX, read_index
 from stages.data.shards import ShardReader
 from stages.errors import DataError
 from stages.evaluate.embeddings import folder_files
-from stages.evaluate.run import METRICS
+from stages.evaluate.run import METRICS, QUALITY, RELEVANCE
 from stages.generate.batch import MANIFEST, read_manifest
 from stages.generate.plots import one_line, spectrogram_pair_png, violin_png
 from stages.layout import Layout
@@ -42,10 +42,6 @@ PAPER_SIMILARITY = (
     ("MuBERT", 0.131, 0.107, 0.0), ("MusicLDM", 0.281, 0.430, 0.047), ("MusicLDM, mixup", 0.234, 0.391, 0.028),
     ("MusicLDM, BAM", 0.266, 0.402, 0.027), ("MusicLDM, BLM", 0.268, 0.401, 0.020),
 )  # fmt: skip
-QUALITY = (
-    "fd", "fd_infinity", "kid", "density", "coverage", "is_softmax", "is_one_split", "kl_softmax", "kl_sigmoid",
-)  # fmt: skip
-RELEVANCE = ("text_audio_similarity", "test_set_reference", "retrieval_max_reference")
 
 
 def write_report(generated: Path, layout: Layout, params: Params, path: Path, clips: int) -> int:

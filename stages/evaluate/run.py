@@ -1,10 +1,9 @@
-"""The three evaluations from folders to metrics.json: which files are read, with which network."""
+"""The evaluations from folders to metrics.json: which files are read, with which network."""
 
 import csv
 import hashlib
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from stages.evaluate import quality as quality_
 from stages.evaluate import relevance as relevance_
 from stages.evaluate import spectral
 from stages.evaluate import zeroshot as zeroshot_
-from stages.evaluate.backbones import Backbone, ClapBackbone, load_backbone
+from stages.evaluate.backbones import Backbone, ClapBackbone, MusicnnBackbone, UnitBackbone, load_backbone
 from stages.evaluate.cache import EmbeddingCache
 from stages.evaluate.duplicates import duplicates
 from stages.evaluate.embeddings import (
@@ -31,7 +30,7 @@ from stages.evaluate.embeddings import (
     preprocessing,
     shard_segments,
 )
-from stages.evaluate.index import Kept, TrainingIndex, write_index
+from stages.evaluate.index import SCHEMA, Kept, TrainingIndex, write_index
 from stages.evaluate.retrieval import retrieve
 from stages.generate.batch import MANIFEST, read_manifest
 from stages.params import Params
@@ -40,24 +39,38 @@ from stages.store import atomic_file, write_json
 
 METRICS = "metrics.json"
 PROMPTS = "prompts.csv"
+QUALITY = (
+    "fd", "fd_infinity", "kid", "density", "coverage", "is_softmax", "is_one_split", "kl_softmax", "kl_sigmoid",
+)  # fmt: skip
+RELEVANCE = ("text_audio_similarity", "test_set_reference", "retrieval_max_reference")
+MEASURES = ("clap", "musicnn", "mel")  # of planted
 
 
-def quality(
-    generated: Path,
-    reference: Path | None,
-    shards: Path,
-    clap: Path,
-    params: Params,
-    out: Path,
-    cache: Path,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Write out/metrics.json. `reference` None is the test split of `shards`. Raises DataError, ModelError."""
+@dataclass(frozen=True)
+class Setting:
+    """What all evaluations share: parameters, the folders of shards and CLAP, and where embeddings are kept."""
+
+    params: Params
+    shards: Path
+    clap: Path
+    cache: Path
+    progress: Progress = silent
+
+    def listener(self, backbone: Backbone) -> "_Listener":
+        return _Listener(backbone, self.params, self.cache, self.progress)
+
+    def clap_backbone(self) -> ClapBackbone:
+        return ClapBackbone(self.clap, self.params.audio.sample_rate)
+
+
+def quality(setting: Setting, generated: Path, reference: Path | None, out: Path) -> dict[str, Any]:
+    """Write out/metrics.json. `reference` None is the shards' test split. Raises DataError, ModelError."""
+    params = setting.params
     files = folder_files(generated)
     references = None if reference is None else folder_files(reference)
-    listen = _Listener(load_backbone(params, clap), params, cache, progress)
+    listen = setting.listener(load_backbone(params, setting.clap))
     if references is None:
-        real = listen.split(ShardReader(shards), "test")
+        real = listen.split(ShardReader(setting.shards), "test")
     else:
         real = listen(folder_segments(references, params.audio), "reference")
     made = listen(folder_segments(files, params.audio), "generated")
@@ -66,24 +79,23 @@ def quality(
     return result
 
 
-def relevance(
-    generated: Path, shards: Path, clap: Path, params: Params, out: Path, cache: Path, progress: Progress = silent
-) -> dict[str, Any]:
+def relevance(setting: Setting, generated: Path, out: Path) -> dict[str, Any]:
     """Write out/metrics.json and out/prompts.csv. Raises DataError when the prompts of GEN are not known."""
+    params = setting.params
     files = folder_files(generated)
     captions = _prompts(generated)
     known = [path for path in files if path.stem in captions]
     if not known:
         raise DataError(f"No audio file of {generated} is in its {MANIFEST}.", "Make clips with: musicldm generate")
-    backbone = ClapBackbone(clap, params.audio.sample_rate)
-    listen = _Listener(backbone, params, cache, progress)
+    backbone = setting.clap_backbone()
+    listen = setting.listener(backbone)
     made = listen(folder_segments(known, params.audio), "generated")
     if len(known) < len(files):
         made.warnings.append(f"{len(files) - len(known)} files are not in {MANIFEST} and have no prompt.")
     prompts = _texts(backbone.clap, {path.stem: captions[path.stem] for path in known})
     tests = test = training = None
-    if (shards / "index.json").exists():
-        reader = ShardReader(shards)
+    if (setting.shards / "index.json").exists():
+        reader = ShardReader(setting.shards)
         found = {track.id: track.caption for track in reader.tracks if track.split == "test" and track.caption}
         if found:
             tests, test = _texts(backbone.clap, found), listen.split(reader, "test")
@@ -95,25 +107,18 @@ def relevance(
 
 
 def novelty(
-    generated: Path,
-    shards: Path,
-    index: Path | None,
-    clap: Path,
-    params: Params,
-    out: Path,
-    cache: Path,
-    gates: Sequence[novelty_.Gate] = (),
-    progress: Progress = silent,
+    setting: Setting, generated: Path, index: Path | None, out: Path, gates: Sequence[novelty_.Gate] = ()
 ) -> dict[str, Any]:
     """Write out/metrics.json and out/nearest.csv, then raise GateError when a gate does not hold.
 
-    `index` is a folder of `index_training`; None: that of the train split of `shards`, built when it is not
+    `index` is a folder of `index_training`; None: that of the train split of the shards, built when it is not
     there. Raises DataError when the index is of another network or preprocessing.
     """
+    params, shards = setting.params, setting.shards
     files = folder_files(generated)
     reader = ShardReader(shards) if index is None or (shards / "index.json").exists() else None
     training = None if index is None else TrainingIndex(index)
-    listen = _Listener(ClapBackbone(clap, params.audio.sample_rate), params, cache, progress)
+    listen = setting.listener(setting.clap_backbone())
     if training is None:
         assert reader is not None  # noqa: S101  (there is no index only when there are shards)
         training = listen.index(reader)
@@ -124,7 +129,7 @@ def novelty(
     embedded = {name: listen(segments, name.replace("_", " ")) for name, (segments, _) in sets.items()}
     heard: dict[str, novelty_.Heard] = {}
     for name, (_, sketches) in sets.items():
-        progress("Compare spectrograms", len(heard), len(sets))
+        setting.progress("Compare spectrograms", len(heard), len(sets))
         heard[name] = novelty_.hear(sketches, training)
     result, rows = novelty_.novelty(
         embedded["generated"], embedded.get("held_out"), training, params.evaluate, gates, heard
@@ -137,8 +142,8 @@ def novelty(
 
 
 def index_training(
-    source: Path, clap: Path, params: Params, out: Path | None, cache: Path, kept: Kept, with_duplicates: bool,
-    progress: Progress = silent,
+    source: Path, clap: Path, params: Params, out: Path | None, cache: Path, kept: Kept = "float32",
+    with_duplicates: bool = False, progress: Progress = silent,
 ) -> tuple[Path, dict[str, Any]]:  # fmt: skip
     """Build the index of a folder of shards (their train split) or of audio files; returns its path and figures.
 
@@ -163,63 +168,55 @@ def index_training(
     return index.path, figures
 
 
-def planted(
-    shards: Path, others: Path | None, clap: Path, params: Params, out: Path, cache: Path, per_kind: int,
-    progress: Progress = silent,
-) -> dict[str, Any]:  # fmt: skip
+def planted(setting: Setting, others: Path | None, out: Path, per_kind: int) -> dict[str, Any]:
     """Write out/metrics.json and out/planted.csv: how many disguised training excerpts each similarity finds.
 
-    The innocent clips are the windows of the valid and test splits, and of the audio files in `others`.
+    The similarities are CLAP's, musicnn's (a network that was trained on much music) and the spectrograms'. The
+    innocent clips are the windows of the valid and test splits, and of the audio files in `others`.
     """
-    reader = ShardReader(shards)
-    listen = _Listener(ClapBackbone(clap, params.audio.sample_rate), params, cache, progress)
-    index = listen.index(reader)
+    params, reader = setting.params, ShardReader(setting.shards)
     innocents = [s for split in ("valid", "test") for s in shard_segments(reader, split, params.audio)]
     innocents += folder_segments(folder_files(others), params.audio) if others is not None else []
-    named = [replace(segment, name=f"{planted_.INNOCENT}:{segment.name}") for segment in innocents]
-    hidden = planted_.plant(reader, params.audio.clip_samples, innocents, per_kind, params.evaluate.seed)
-    segments, sketches = _sketched(itertools.chain(named, hidden), params)
-    clips = listen(segments, "planted copies")
-    cosine, rows = index.search(clips.vectors)
-    best = novelty_.hear(sketches, index).best
-    found = {
-        "clap": (cosine, [index.place(int(row))[0] for row in rows]),
-        "mel": (best.similarity.astype(np.float64), [index.tracks[n].id if n >= 0 else "" for n in best.track]),
-    }
-    result: dict[str, Any] = {
-        "backbone": clips.backbone, "preprocessing": clips.preprocessing, "mel": spectral.VERSION,
-        "n_innocent": len(named), "n_planted_per_kind": per_kind, "n_training_tracks": index.n_tracks,
-    }  # fmt: skip
-    for measure, (similarity, tracks) in found.items():
-        result[measure], result["warnings"] = planted_.recalls(clips.names, similarity, tracks)
-    table = [
-        {"clip": name, "clap": round(float(cosine[i]), 6), "clap_track": found["clap"][1][i],
-         "mel": round(float(best.similarity[i]), 6), "mel_track": found["mel"][1][i]}
-        for i, name in enumerate(clips.names)
-    ]  # fmt: skip
-    _write_csv(out / "planted.csv", table)
+    hidden = planted_.Hidden(reader, params.audio.clip_samples, innocents, per_kind, params.evaluate.seed)
+    result: dict[str, Any] = {"n_innocent": len(innocents), "n_planted_per_kind": per_kind, "warnings": []}
+    found: dict[str, novelty_.Found] = {}
+    sketches: list[spectral.Frames] = []
+    for measure, network in (
+        ("clap", setting.clap_backbone()),
+        ("musicnn", UnitBackbone(MusicnnBackbone(params.audio.sample_rate))),
+    ):
+        listen = setting.listener(network)
+        index = listen.index(reader)
+        segments, sketches = _sketched(hidden, params)
+        clips = listen(segments, f"planted copies, {measure}")
+        similarity, rows = index.search(clips.vectors)
+        found[measure] = novelty_.Found(similarity, [index.place(int(row))[0] for row in rows])
+        result[f"{measure}_backbone"], result["preprocessing"] = clips.backbone, clips.preprocessing
+    found["mel"] = novelty_.hear(sketches, index).found()
+    result |= {"mel_sketch": spectral.VERSION, "n_training_tracks": index.n_tracks}
+    for measure in MEASURES:
+        result[measure], result["warnings"] = planted_.recalls(clips.names, found[measure])
+    _write_csv(out / "planted.csv", planted_.table(clips.names, found))
     write_json(out / METRICS, result)
     return result
 
 
-def retrieval(
-    prompts: Path, shards: Path, clap: Path, params: Params, out: Path, cache: Path, progress: Progress = silent
-) -> int:
+def retrieval(setting: Setting, prompts: Path, out: Path) -> int:
     """Write the nearest training clip for each prompt of a CSV (id,prompt) into `out`; returns how many."""
-    backbone = ClapBackbone(clap, params.audio.sample_rate)
-    reader = ShardReader(shards)
-    texts = _texts(backbone.clap, dict(list(_prompt_table(prompts).items())[: params.generate.max_prompts]))
-    index = _Listener(backbone, params, cache, progress).index(reader)
-    return len(retrieve(texts, index, reader, params.audio, out))
+    backbone = setting.clap_backbone()
+    reader = ShardReader(setting.shards)
+    wanted = list(_prompt_table(prompts).items())[: setting.params.generate.max_prompts]
+    index = setting.listener(backbone).index(reader)
+    return len(retrieve(_texts(backbone.clap, dict(wanted)), index, reader, setting.params.audio, out))
 
 
-def zeroshot(
-    folder: Path, benchmark: str | None, clap: Path, params: Params, out: Path, progress: Progress = silent
-) -> dict[str, Any]:
+def zeroshot(setting: Setting, folder: Path, benchmark: str | None, out: Path) -> dict[str, Any]:
     """Write out/metrics.json and out/clips.csv. Raises DataError when the folder has no known layout."""
     name = benchmark or zeroshot_.detect(folder)
-    backbone = ClapBackbone(clap, params.audio.sample_rate)
-    result, rows = zeroshot_.evaluate_zeroshot(folder, name, backbone.clap, backbone.name, params.evaluate, progress)
+    backbone = setting.clap_backbone()
+    result, rows = zeroshot_.evaluate_zeroshot(
+        folder, name, backbone.clap, backbone.name, setting.params.evaluate, setting.progress
+    )
     _write_csv(out / "clips.csv", rows)
     write_json(out / METRICS, result)
     return result
@@ -242,7 +239,7 @@ class _Listener:
         """The index of the train split: made once for shards, network and preprocessing, then found again."""
         if path is None:
             about = f"{preprocessing(self.params.audio, self.backbone)} {self.backbone.name} {reader.digest}"
-            name = hashlib.sha256(f"{about} {spectral.VERSION} {kept}".encode()).hexdigest()[:12]
+            name = hashlib.sha256(f"{about} {SCHEMA} {spectral.VERSION} {kept}".encode()).hexdigest()[:12]
             path = self.folder / f"index-{name}"
             if path.exists():
                 return TrainingIndex(path)
