@@ -1,21 +1,23 @@
-"""`musicldm generate`: text to sound files."""
+"""`musicldm generate`: text to sound files, or to a stream."""
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from musicldm_cli.clips import EditOptions, GateOptions, Target, show, target, write_stream
 from musicldm_cli.session import Session, session
+from stages.errors import UsageError
 
 if TYPE_CHECKING:
+    from stages.generate.edit import Edit
     from stages.generate.pipeline import Pipeline
     from stages.generate.prompts import BadRow, Prompt
     from stages.params import Params
-
-DEFAULT_STRENGTH = 0.5
 
 
 def generate(
@@ -29,12 +31,21 @@ def generate(
         Path | None, typer.Option(metavar="DIR", help="Trained pipeline; default work/models/ldm.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Default: ./generated for a PROMPT, else work/generated.")
+        Path | None,
+        typer.Option(
+            metavar="DIR|FILE|-",
+            help="Folder, one file (.wav .flac .ogg), or - to stream to stdout. "
+            "Default: ./generated for a PROMPT, else work/generated.",
+        ),
     ] = None,
     seconds: Annotated[float | None, typer.Option(help="Length; default one clip as trained.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     sampler: Annotated[str | None, typer.Option(help="ddim, dpm++, unipc or euler.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")] = None,
+    guidance_interval: Annotated[
+        tuple[float, float],
+        typer.Option(metavar="LO HI", help="Guide only in these shares of the diffusion time; 1 is noise."),
+    ] = (0.0, 1.0),
     negative: Annotated[str | None, typer.Option(help="What it should not sound like.")] = None,
     eta: Annotated[float | None, typer.Option(help="Fresh noise at every step, 0 to 1 (ddim only).")] = None,
     candidates: Annotated[int | None, typer.Option(help="Make so many, keep the one CLAP likes best.")] = None,
@@ -43,9 +54,35 @@ def generate(
         Path | None, typer.Option(metavar="FILE", help="Begin from this audio instead of from noise.")
     ] = None,
     strength: Annotated[
-        float, typer.Option(help="How far to leave --init-audio: 0 keeps it, 1 ignores it.")
-    ] = DEFAULT_STRENGTH,
-    suffix: Annotated[str, typer.Option("--format", help="wav, flac or ogg.")] = "wav",
+        float | None, typer.Option(help="How far to leave --init-audio: 0 keeps it, 1 ignores it; default 0.5.")
+    ] = None,
+    continued: Annotated[
+        Path | None,
+        typer.Option("--continue", metavar="FILE", help="Keep FILE and go on from its end, up to --seconds in all."),
+    ] = None,
+    inpaint: Annotated[
+        str | None, typer.Option(metavar="FILE:START:END", help="Make this span of FILE (in seconds) anew.")
+    ] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="A loop without a seam, exact in length.")] = False,
+    bars: Annotated[int | None, typer.Option(help="Of the loop; default 4.")] = None,
+    bpm: Annotated[float | None, typer.Option(help="Tempo of the loop; default 120.")] = None,
+    metre: Annotated[int | None, typer.Option(help="Beats in a bar of the loop; default 4.")] = None,
+    max_similarity: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SIM", help="Make a clip again that is so near to a training clip; exit 7 if none passes."
+        ),
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Training music, by `eval index`; default that of work/shards.")
+    ] = None,
+    tries: Annotated[int | None, typer.Option(help="How many seeds --max-similarity tries; default 5.")] = None,
+    avoid_copies: Annotated[
+        float, typer.Option(metavar="SCALE", help="Steer away from the nearest training clip while sampling; try 1.")
+    ] = 0.0,
+    suffix: Annotated[
+        str | None, typer.Option("--format", help="wav, flac or ogg; to stdout wav or raw. Default wav.")
+    ] = None,
     plot: Annotated[bool, typer.Option("--plot", help="Save a spectrogram beside each file.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts of the file.")] = None,
     override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one parameter.")] = None,
@@ -56,25 +93,64 @@ def generate(
     there already, with the same settings, is not made again.
     """
     found = session(context)
-    params = found.params(override)
+    edits = EditOptions(init_audio, strength, continued, inpaint, loop, bars, bpm, metre)
+    gates = GateOptions(max_similarity, index, tries, avoid_copies)
+    edits.check()
+    gates.check()
+    goal = target(out, suffix, text is not None, Path("generated") if text is not None else found.layout.generated)
+    params, folder = found.params(override), model or found.layout.ldm
     given = {"sampler": sampler, "steps": steps, "eta": eta, "candidates": candidates}
     chosen = {key: getattr(params.generate, key) if value is None else value for key, value in given.items()}
-    folder = model or found.layout.ldm
+    if goal.stdout:
+        chosen["candidates"] = 1
+        _check_stream({
+            "a file of prompts": text is None, "--json": found.output.mode == "json", "--plot": plot,
+            "--candidates": candidates is not None, "a novelty gate": gates.wanted, "an edit": edits.way is not None,
+        })  # fmt: skip
+    audio = _model_audio(folder)
+    edit = edits.make(found, int(audio["sample_rate"]))
     defaults = {
         "seed": params.generate.seed if seed is None else seed,
         "guidance": params.generate.guidance if guidance is None else guidance,
         "negative": negative,
-        "seconds": _clip_seconds(folder) if seconds is None else seconds,
+        "seconds": _length(edit, seconds, float(audio["clip_seconds"])),
     }
     wanted, bad = _wanted(found, params, text, prompts, limit, defaults)
-    target = out or (Path("generated") if text is not None else found.layout.generated)
-    _run(found, params, wanted, bad, folder, target, chosen, suffix, plot, init_audio, strength)
+    wanted = goal.named([edits.worded(prompt) for prompt in wanted])
+    chosen |= {"interval": guidance_interval, "avoid": avoid_copies}
+    if goal.stdout:
+        _stream(found, folder, wanted[0], chosen, goal.suffix)
+    else:
+        _files(found, params, wanted, bad, folder, goal, chosen, plot, edit, gates)
+
+
+def _check_stream(refused: dict[str, bool]) -> None:
+    given = next((name for name, is_given in refused.items() if is_given), None)
+    if given is not None:
+        raise UsageError(f"--out - streams one PROMPT; it does not go with {given}.")
+    if sys.stdout.isatty():
+        raise UsageError("--out - writes sound, not text.", 'Pipe it: musicldm generate "calm piano" --out - | aplay')
+
+
+def _length(edit: Edit | None, seconds: float | None, clip_seconds: float) -> float:
+    """How long a clip is unless its row says otherwise."""
+    if seconds is not None and not seconds > 0:
+        raise UsageError(f"--seconds {seconds:g} is no length.")
+    if edit is not None:
+        return edit.seconds(seconds, clip_seconds)
+    return clip_seconds if seconds is None else seconds
+
+
+def _model_audio(model: Path) -> dict[str, Any]:
+    """Rate and clip length that a model was trained with; its own params count, not those here."""
+    from stages.store import model_card
+
+    return dict(model_card(model, "ldm")["params"]["audio"])
 
 
 def _wanted(
     found: Session, params: Params, text: str | None, file: Path | None, limit: int | None, given: dict[str, Any]
 ) -> tuple[list[Prompt], list[BadRow]]:
-    from stages.errors import UsageError
     from stages.generate.prompts import Defaults, read_prompts, typed_prompt
 
     defaults = Defaults(**given)
@@ -91,42 +167,43 @@ def _wanted(
     return wanted[:limit], bad
 
 
-def _clip_seconds(model: Path) -> float:
-    """How long the clips were that a model was trained on; its own params count, not those here."""
-    from stages.store import model_card
-
-    return float(model_card(model, "ldm")["params"]["audio"]["clip_seconds"])
-
-
-def _run(
-    found: Session, params: Params, wanted: list[Prompt], bad: list[BadRow], model: Path, out: Path,
-    chosen: dict[str, Any], suffix: str, plot: bool, init_audio: Path | None, strength: float,
+def _files(
+    found: Session, params: Params, wanted: list[Prompt], bad: list[BadRow], model: Path, goal: Target,
+    chosen: dict[str, Any], plot: bool, edit: Edit | None, gates: GateOptions,
 ) -> None:  # fmt: skip
     from stages.generate.manifest import Settings, plan_clips
-    from stages.store import model_card, model_digest
+    from stages.store import model_digest
 
-    init = None
-    if init_audio is not None:
-        from stages.generate.edit import read_init
-
-        init = read_init(init_audio, int(model_card(model, "ldm")["params"]["audio"]["sample_rate"]), strength)
-    settings, also = Settings(**chosen), {} if init is None else init.identity()
-    plan = plan_clips(wanted, settings, out, suffix, plot, model_digest(model), also)
-    rows, made, cut, taken = list(plan.wanted.values()), [], [], 0.0
-    rows = [plan.rows.get(row["id"], row) for row in rows]
+    index, settings = gates.find_index(found, params, model), Settings(**chosen)
+    also = ({} if edit is None else edit.identity()) | gates.identity(index)
+    plan = plan_clips(wanted, settings, goal.folder, goal.suffix, plot, model_digest(model), also)
+    rows, taken = [plan.rows.get(prompt.id, {}) for prompt in wanted], 0.0
+    made: list[dict[str, Any]] = []
+    cut: list[str] = []
     if plan.todo:  # else no network is loaded, which takes most of a short command's time
         from stages.generate.batch import generate_files
         from stages.generate.pipeline import Pipeline
 
         pipeline = Pipeline.load(model)
+        gate = gates.make(found, index, model, pipeline.params.audio)
         cut = _warn_of_cut(found, pipeline, plan.todo)
         started = time.perf_counter()
         with found.output.progress() as progress:
             rows, made = generate_files(
-                pipeline, wanted, settings, out, suffix, plot, params.generate.batch_size, progress, init
-            )
+                pipeline, wanted, settings, goal.folder, goal.suffix, plot, params.generate.batch_size, progress,
+                edit, gate,
+            )  # fmt: skip
         taken = time.perf_counter() - started
-    _show(found, rows, made, cut, bad, out, plot, taken)
+    show(found, rows, made, cut, bad, goal.folder, plot, taken)
+
+
+def _stream(found: Session, model: Path, prompt: Prompt, chosen: dict[str, Any], suffix: str) -> None:
+    from stages.generate.manifest import Settings
+    from stages.generate.pipeline import Pipeline
+
+    pipeline = Pipeline.load(model)
+    _warn_of_cut(found, pipeline, [prompt])
+    write_stream(found, pipeline, prompt, Settings(**chosen), suffix)
 
 
 def _warn_of_cut(found: Session, pipeline: Pipeline, prompts: list[Prompt]) -> list[str]:
@@ -136,38 +213,3 @@ def _warn_of_cut(found: Session, pipeline: Pipeline, prompts: list[Prompt]) -> l
         limit = pipeline.params.clap.text.max_tokens
         found.output.say(f"The model reads {limit} tokens of a prompt; the rest was left out of: {', '.join(cut[:5])}.")
     return cut
-
-
-def _show(
-    found: Session, rows: list[dict[str, Any]], made: list[dict[str, Any]], cut: list[str], bad: list[BadRow],
-    out: Path, plot: bool, taken: float,
-) -> None:  # fmt: skip
-    from stages.errors import DataError
-
-    paths = [out / row["file"] for row in rows]
-    skipped = len(rows) - len(made)
-    seconds = sum(row["seconds"] for row in made)
-    lines = [f"{path}  CLAP {row['clap_score']:+.3f}" for path, row in zip(paths, rows, strict=True)]
-    if plot:
-        pictures = [path.with_suffix(".png") for path in paths]
-        lines += [f"{picture}  spectrogram" for picture in pictures]
-        paths += pictures
-    lines.append(f"{len(made)} clips in {taken:.1f} s" + (f"; {skipped} were there already." if skipped else "."))
-    if bad:
-        listed = "\n".join(f"  line {row.line}: {row.reason}" for row in bad)
-        found.output.say("\n".join(lines))
-        raise DataError(
-            f"{len(bad)} row(s) of the prompts file were left out, the other {len(rows)} done:\n{listed}",
-            "Correct these rows and run the same command again; the finished clips are kept.",
-        )
-    found.output.result(
-        "\n".join(lines),
-        paths,
-        clips=rows,
-        made=len(made),
-        skipped=skipped,
-        truncated=cut,
-        seconds_taken=round(taken, 3),
-        clips_per_second=round(len(made) / taken, 4) if made else None,
-        real_time_factor=round(seconds / taken, 4) if made else None,
-    )

@@ -1,7 +1,6 @@
 """The training clip nearest to a generated one, for `musicldm generate` while it is at work."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,25 +28,22 @@ def index_digest(index: Path) -> str:
 class NearestTraining:
     """Looks through an index folder with the CLAP it was made with, as `eval novelty` will do.
 
-    `claps` are model folders, one of which must have made the index; `audio` is what the clips are made in.
+    `claps` are model folders, one of which must have made the index; `audio` is what the clips are made in. Raises
+    DataError when none of them has, or the index was made with other preprocessing.
     """
 
     def __init__(self, index: Path, claps: Sequence[Path], audio: Audio) -> None:
-        self.index, self.claps, self.audio = TrainingIndex(index), claps, audio
-
-    @cached_property
-    def backbone(self) -> ClapBackbone:
-        """Read at its first use. Raises DataError when none of the model folders has made the index."""
-        folder = next((f for f in self.claps if f.is_dir() and self.index.backbone == f"clap {model_digest(f)}"), None)
+        self.index, self.audio = TrainingIndex(index), audio
+        wanted = self.index.backbone
+        folder = next((f for f in claps if f.is_dir() and f"clap {model_digest(f)}" == wanted), None)
         if folder is None:
             raise DataError(
-                f"The index {self.index.path} was made with the network {self.index.backbone}, which is none of: "
-                f"{', '.join(map(str, self.claps))}.",
+                f"The index {index} was made with the network {wanted}, which is none of: "
+                f"{', '.join(map(str, claps))}.",
                 "Build it again: musicldm eval index",
             )
-        found = ClapBackbone(folder, self.audio.sample_rate)
-        self.index.check(found.name, preprocessing(self.audio, found))
-        return found
+        self.backbone = ClapBackbone(folder, audio.sample_rate)
+        self.index.check(wanted, preprocessing(audio, self.backbone))
 
     def __call__(self, waveform: Tensor) -> Neighbour:
         """Waveform (L,) in [-1, 1] -> the training window most similar to one of its windows, heard in 16 bits.

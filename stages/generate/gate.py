@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from stages.errors import UsageError
+from stages.generate.manifest import check_gate, gate_identity
 from stages.generate.samplers import Away, Denoiser, Diffusion
 
 if TYPE_CHECKING:
@@ -64,20 +64,6 @@ class Gate:
 
     def too_close(self, found: Neighbour) -> bool:
         return self.most is not None and found.similarity >= self.most
-
-
-def check_gate(most: float | None, tries: int) -> None:
-    """Raises UsageError."""
-    if most is not None and not 0 < most <= 1:
-        raise UsageError(f"--max-similarity {most:g} is not above 0 and at most 1.")
-    if tries < 1:
-        raise UsageError(f"--tries {tries} is less than 1.")
-
-
-def gate_identity(digest: str, most: float | None, tries: int) -> dict[str, Any]:
-    """What of a gate decides which clips come out, for the manifest."""
-    check_gate(most, tries)
-    return {"index": digest} if most is None else {"index": digest, "max_similarity": most, "tries": tries}
 
 
 def similarity(clip: "Clip") -> float:

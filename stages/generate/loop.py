@@ -7,7 +7,7 @@ and less than 0.1% of a loop of a few seconds is far below what one hears as ano
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,6 @@ from torch import Tensor
 from stages.audio.mel import clip_mel
 from stages.errors import UsageError
 from stages.generate.edit import Canvas
-from stages.generate.prompts import Prompt
 from stages.generate.windows import decode_mel, vocode
 
 if TYPE_CHECKING:
@@ -56,12 +55,6 @@ class Loop:
         if asked not in (None, self.exact_seconds):
             raise UsageError("--seconds does not go with --loop: --bars and --bpm say how long it is.")
         return self.exact_seconds
-
-    def with_tempo(self, prompt: Prompt) -> Prompt:
-        """The prompt in the words of the training captions: "..., 120 BPM", unless it names a tempo itself."""
-        if "bpm" in prompt.prompt.lower():
-            return prompt
-        return replace(prompt, prompt=f"{prompt.prompt}, {self.bpm:.0f} BPM")
 
     def canvas(self, pipeline: "Pipeline", seconds: float) -> Canvas:
         length = pipeline.samples(seconds)

@@ -68,6 +68,20 @@ def plan_clips(
     return Plan(rows, wanted, todo)
 
 
+def check_gate(most: float | None, tries: int) -> None:
+    """Raises UsageError."""
+    if most is not None and not 0 < most <= 1:
+        raise UsageError(f"--max-similarity {most:g} is not above 0 and at most 1.")
+    if tries < 1:
+        raise UsageError(f"--tries {tries} is less than 1.")
+
+
+def gate_identity(digest: str, most: float | None, tries: int) -> dict[str, Any]:
+    """What of a gate decides which clips come out, for the manifest."""
+    check_gate(most, tries)
+    return {"index": digest} if most is None else {"index": digest, "max_similarity": most, "tries": tries}
+
+
 def make_folder(out: Path) -> None:
     """Raises DataError when it cannot be."""
     with disk_errors(out):

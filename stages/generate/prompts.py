@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,11 @@ def read_prompts(path: Path, defaults: Defaults) -> tuple[list[Prompt], list[Bad
     if not prompts:
         raise DataError(f"{path} holds no usable prompt; line {bad[0].line}: {bad[0].reason}.", "Correct its rows.")
     return prompts, bad
+
+
+def with_tempo(prompt: Prompt, bpm: float) -> Prompt:
+    """The prompt in the words of the training captions, "..., 120 BPM", unless it names a tempo itself."""
+    return prompt if "bpm" in prompt.prompt.lower() else replace(prompt, prompt=f"{prompt.prompt}, {bpm:.0f} BPM")
 
 
 def slug(text: str) -> str:

@@ -4,6 +4,7 @@ Every window holds the second half of the one before it and adds half a clip. It
 window no longer reaches, and its sound where the vocoder has heard enough of what follows; that much goes out.
 """
 
+import struct
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -40,6 +41,15 @@ def count_windows(pipeline: Pipeline, seconds: float) -> int:
     size = pipeline.params.latent_shape[1]
     positions = -(-pipeline.samples(seconds) // pipeline.position_samples)
     return 1 + max(0, -(-(positions - size) // (size // 2)))
+
+
+def wav_header(samples: int, sample_rate: int) -> bytes:
+    """The 44 bytes before 16-bit mono samples; a length beyond 32 bits is stated as the highest."""
+    size = min(2 * samples, 0xFFFFFFFF - 36)
+    form = struct.pack("<HHIIHH", 1, 1, sample_rate, 2 * sample_rate, 2, 16)
+    return (
+        struct.pack("<4sI4s4sI", b"RIFF", 36 + size, b"WAVE", b"fmt ", 16) + form + struct.pack("<4sI", b"data", size)
+    )
 
 
 def _pieces(

@@ -12,7 +12,7 @@ from stages.generate import stream as stream_room
 from stages.generate.batch import make_clips
 from stages.generate.loop import Loop, resample_ring, stretch_ring
 from stages.generate.pipeline import Pipeline, Settings
-from stages.generate.prompts import Prompt
+from stages.generate.prompts import Prompt, with_tempo
 from stages.generate.samplers import normal
 from stages.generate.stream import stream
 from stages.generate.windows import blend, decode_mel, vocode, window_starts, window_weights
@@ -91,7 +91,7 @@ def test_long_clips_are_their_seeds_alone_and_exact_in_length(pipeline):
 @pytest.mark.parametrize(("bars", "bpm", "metre"), [(1, 120, 4), (2, 97.3, 3), (4, 174, 4)])
 def test_a_loop_has_its_length_to_the_sample_and_closes(pipeline, bars, bpm, metre):
     loop = Loop(bars, bpm, metre)
-    wanted = loop.with_tempo(prompt(loop.seconds(None, 1.28)))
+    wanted = with_tempo(prompt(loop.seconds(None, 1.28)), bpm)
     assert wanted.prompt == f"calm piano, {bpm:.0f} BPM"
     audio = pipeline.waveforms([wanted], [0], QUICK, edit=loop)[0]
     assert len(audio) == round(bars * metre * 60 / bpm * RATE)
