@@ -28,7 +28,8 @@ def generate(
         typer.Option(metavar="FILE", help="csv (prompt,id,seed,negative,guidance,seconds), jsonl, or txt, one a line."),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Trained pipeline; default work/models/ldm.")
+        str | None,
+        typer.Option(metavar="DIR|HUB ID", help="Trained pipeline, or one on the hub; default work/models/ldm."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -84,6 +85,9 @@ def generate(
         str | None, typer.Option("--format", help="wav, flac or ogg; to stdout wav or raw. Default wav.")
     ] = None,
     plot: Annotated[bool, typer.Option("--plot", help="Save a spectrogram beside each file.")] = False,
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="How to compute: auto, eager, bf16, compile or openvino.")
+    ] = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts of the file.")] = None,
     override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one parameter.")] = None,
 ) -> None:
@@ -98,7 +102,7 @@ def generate(
     edits.check()
     gates.check()
     goal = target(out, suffix, text is not None, Path("generated") if text is not None else found.layout.generated)
-    params, folder = found.params(override), model or found.layout.ldm
+    params, folder = found.params(override), _model_folder(found, model)
     given = {"sampler": sampler, "steps": steps, "eta": eta, "candidates": candidates}
     chosen = {key: getattr(params.generate, key) if value is None else value for key, value in given.items()}
     if goal.stdout:
@@ -119,9 +123,9 @@ def generate(
     wanted = goal.named([edits.worded(prompt) for prompt in wanted])
     chosen |= {"interval": guidance_interval, "avoid": avoid_copies}
     if goal.stdout:
-        _stream(found, folder, wanted[0], chosen, goal.suffix)
+        _stream(found, folder, backend, wanted[0], chosen, goal.suffix)
     else:
-        _files(found, params, wanted, bad, folder, goal, chosen, plot, edit, gates)
+        _files(found, params, wanted, bad, folder, backend, goal, chosen, plot, edit, gates)
 
 
 def _check_stream(refused: dict[str, bool]) -> None:
@@ -139,6 +143,29 @@ def _length(edit: Edit | None, seconds: float | None, clip_seconds: float) -> fl
     if edit is not None:
         return edit.seconds(seconds, clip_seconds)
     return clip_seconds if seconds is None else seconds
+
+
+def _model_folder(found: Session, model: str | None) -> Path:
+    """The model's folder; one of the hub is fetched and imported at its first use, and its licence told."""
+    if model is None:
+        return found.layout.ldm
+    from stages.weights.hub import resolve_model
+
+    folder, licence = resolve_model(model, found.layout.models)
+    if licence is not None:
+        found.output.say(licence)
+    return folder
+
+
+def _load(found: Session, model: Path, wanted: str) -> Pipeline:
+    from stages.generate.backends import choose_backend, default_cache, use_backend
+    from stages.generate.pipeline import Pipeline
+
+    pipeline, cache = Pipeline.load(model), default_cache()
+    backend = choose_backend(wanted, pipeline, cache)
+    use_backend(pipeline, backend, cache)
+    found.output.say(f"Backend: {backend.name} ({backend.why}).")
+    return pipeline
 
 
 def _model_audio(model: Path) -> dict[str, Any]:
@@ -168,8 +195,8 @@ def _wanted(
 
 
 def _files(
-    found: Session, params: Params, wanted: list[Prompt], bad: list[BadRow], model: Path, goal: Target,
-    chosen: dict[str, Any], plot: bool, edit: Edit | None, gates: GateOptions,
+    found: Session, params: Params, wanted: list[Prompt], bad: list[BadRow], model: Path, backend: str,
+    goal: Target, chosen: dict[str, Any], plot: bool, edit: Edit | None, gates: GateOptions,
 ) -> None:  # fmt: skip
     from stages.generate.manifest import Settings, plan_clips
     from stages.store import model_digest
@@ -182,9 +209,8 @@ def _files(
     cut: list[str] = []
     if plan.todo:  # else no network is loaded, which takes most of a short command's time
         from stages.generate.batch import generate_files
-        from stages.generate.pipeline import Pipeline
 
-        pipeline = Pipeline.load(model)
+        pipeline = _load(found, model, backend)
         gate = gates.make(found, index, model, pipeline.params.audio)
         cut = _warn_of_cut(found, pipeline, plan.todo)
         started = time.perf_counter()
@@ -197,11 +223,10 @@ def _files(
     show(found, rows, made, cut, bad, goal.folder, plot, taken)
 
 
-def _stream(found: Session, model: Path, prompt: Prompt, chosen: dict[str, Any], suffix: str) -> None:
+def _stream(found: Session, model: Path, backend: str, prompt: Prompt, chosen: dict[str, Any], suffix: str) -> None:
     from stages.generate.manifest import Settings
-    from stages.generate.pipeline import Pipeline
 
-    pipeline = Pipeline.load(model)
+    pipeline = _load(found, model, backend)
     _warn_of_cut(found, pipeline, [prompt])
     write_stream(found, pipeline, prompt, Settings(**chosen), suffix)
 

@@ -75,7 +75,8 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 def use_backend(pipeline: Pipeline, backend: Backend, cache: Path) -> None:
     """Put the backend's engines in the places of the pipeline's networks, in place."""
-    cores = (_UnetCore(pipeline.ldm.unet), _DecoderCore(pipeline.vae.network.decoder), pipeline.vocoder.network)
+    unet = _UnetCore(pipeline.ldm.unet, channels_last=backend.name != "openvino")
+    cores = (unet, _DecoderCore(pipeline.vae.network.decoder), pipeline.vocoder.network)
     half = backend.name == "bf16" or has_fast_bfloat16(pipeline.device)
     for core, name in zip(cores, ("unet", "vae", "vocoder"), strict=True):
         folder = cache / _key(backend.name, pipeline) / name
@@ -88,11 +89,11 @@ def use_backend(pipeline: Pipeline, backend: Backend, cache: Path) -> None:
             make = _Eager(_Autocast(core) if backend.name == "bf16" else core)
         engine = _Engine(core, make)
         if name == "unet":
-            pipeline.ldm.unet = _UnetEngine(engine)  # type: ignore[assignment]
+            pipeline.ldm.unet = _UnetEngine(engine)
         elif name == "vae":
             pipeline.vae.network.decoder = _DecoderEngine(engine)
         else:
-            pipeline.vocoder.network = engine  # type: ignore[assignment]
+            pipeline.vocoder.network = engine
 
 
 def _key(backend: str, pipeline: Pipeline) -> Path:
@@ -107,12 +108,15 @@ def _key(backend: str, pipeline: Pipeline) -> Path:
 
 
 class _UnetCore(nn.Module):
-    def __init__(self, unet: nn.Module) -> None:
+    """With its channels last, which PyTorch's convolutions want and OpenVINO arranges for itself."""
+
+    def __init__(self, unet: Any, channels_last: bool) -> None:
         super().__init__()
-        self.unet = unet.to(memory_format=torch.channels_last)
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.unet = unet.to(memory_format=self.format)
 
     def forward(self, z: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        z = z.contiguous(memory_format=torch.channels_last)
+        z = z.contiguous(memory_format=self.format)
         return self.unet(z, t, encoder_hidden_states=None, class_labels=condition, return_dict=False)[0]
 
 
