@@ -84,6 +84,7 @@ class Training(Section):
     checkpoint_every: Positive = 5000
     keep_last: Positive = 3
     max_bad_steps: Positive = 20  # steps in a row with a loss that is not finite before giving up
+    samples: Annotated[int, Field(ge=0)] = 2  # clips of the valid split to see and hear at every validation
     workers: Annotated[int, Field(ge=0)] = 2
     seed: int = 0
 
@@ -110,9 +111,9 @@ class Beats(Section):
     threshold: Share = 0.2
     beats_per_bar: list[Literal[2, 3, 4, 5, 6, 7]] = [3, 4]
     network: BeatNetwork = BeatNetwork()
-    crop_seconds: PositiveFloat = 30.0  # of one training example
+    crop_seconds: PositiveFloat = 16.0  # of one training example
     train: Training = Training(
-        steps=4000, batch_size=4, learning_rate=1.5e-3, betas=[0.9, 0.98], warmup_steps=50, grad_clip=1.0,
+        steps=4000, batch_size=4, learning_rate=2e-3, betas=[0.9, 0.98], warmup_steps=50, grad_clip=1.0,
         ema_decay=0.995, valid_every=200, checkpoint_every=50, workers=1,
     )  # fmt: skip
 
@@ -254,6 +255,7 @@ class Ldm(Section):
     min_snr_gamma: PositiveFloat | None = None
     condition: Literal["audio", "text"] = "audio"
     init_from: str | None = None  # an LDM folder to go on from, as in the paper's text-finetune
+    lora_rank: Annotated[int, Field(ge=0)] = 0  # of low-rank updates of init_from's layers; 0 trains all of it
     null_probability: Share = 0.1
     mixup: Literal["none", "simple", "bam", "blm"] = "blm"
     mixup_probability: Share = 0.5
@@ -407,7 +409,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluate": {"bootstrap": 200},
     },
 }  # fmt: skip
-_TINY_TRAINING = {"precision": "fp32", "valid_every": 50, "valid_batches": 2, "checkpoint_every": 100, "keep_last": 2}
+_TINY_TRAINING = {"precision": "fp32", "valid_every": 50, "valid_batches": 2, "checkpoint_every": 100, "keep_last": 2,
+                  "samples": 0}
 for _network in ("beats", "clap", "vae", "vocoder", "ldm"):
     PRESETS["tiny"][_network]["train"] |= _TINY_TRAINING
 
@@ -625,6 +628,7 @@ def impossible(p: Params) -> list[tuple[str, str]]:
                                 ("ldm", p.ldm.norm_num_groups, p.ldm.block_out_channels)):  # fmt: skip
         for width in widths:
             check(width % groups == 0, f"{key}.norm_num_groups", f"{groups} does not divide {width} channels")
+    check(not p.ldm.lora_rank or p.ldm.init_from is not None, "ldm.lora_rank", "needs a model to update, ldm.init_from")
     check(p.ldm.beta_start < p.ldm.beta_end < 1, "ldm.beta_end", "must lie between beta_start and 1")
     check(p.generate.steps <= p.ldm.diffusion_steps, "generate.steps",
           f"{p.generate.steps} is more than ldm.diffusion_steps {p.ldm.diffusion_steps}")  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from musicldm_cli.session import session
+from musicldm_cli.session import Session, session
 
 app = typer.Typer(no_args_is_help=True, help="Find, fetch and check music to train on.")
 
@@ -15,6 +15,7 @@ class Recipe(StrEnum):
     """The collections that can be fetched."""
 
     DEBIAN_GAMES = "debian-games"
+    SCORE_BEATS = "score-beats"
 
 
 class PublicSet(StrEnum):
@@ -72,11 +73,20 @@ def fetch(
         Licence, typer.Option(help="cc: Creative Commons and public domain; free: GPL as well.")
     ] = Licence.CC,
     hours: Annotated[float | None, typer.Option(min=0.01, help="Stop at this much; default all.")] = None,
+    pieces: Annotated[int, typer.Option(min=1, help="score-beats: how many, of up to a minute each.")] = 600,
+    seed: Annotated[int, typer.Option(help="score-beats: of all that is drawn.")] = 0,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="score-beats: processes.")] = None,
 ) -> None:
-    """Download a collection with its attribution, ready for `musicldm prep manifest DEST`."""
+    """Download a collection with its attribution, ready for `musicldm prep manifest DEST`.
+
+    score-beats: scores and grooves rendered with exactly known beats, for `musicldm train beats DEST`.
+    """
+    found = session(context)
+    if name is Recipe.SCORE_BEATS:
+        _score_beats(found, destination, pieces, seed, jobs)
+        return
     from stages.data import debian_games
 
-    found = session(context)
     with found.output.progress() as progress:
         made = debian_games.fetch(destination, licence.value, hours, progress)
     length = sum(row.seconds for row in made.tracks) / 3600
@@ -85,6 +95,18 @@ def fetch(
         text += f"\nThe packages of this release lack {len(made.missing)}: {', '.join(r.source for r in made.missing)}"
     found.output.result(text, [made.folder / debian_games.ATTRIBUTION], tracks=len(made.tracks),
                         hours=round(length, 3), missing=[row.source for row in made.missing])  # fmt: skip
+
+
+def _score_beats(found: Session, destination: Path, pieces: int, seed: int, jobs: int | None) -> None:
+    from stages.data.score_beats import collection
+
+    with found.output.progress() as progress:
+        made = collection.fetch(destination, pieces, seed, jobs, progress)
+    length = sum(piece.seconds for piece in made) / 3600
+    text = f"{len(made)} pieces ({length:.2f} h) with their beats are in {destination}."
+    if len(made) < pieces:
+        text += f" {pieces - len(made)} more were drawn whose score has no bars to trust."
+    found.output.result(text, [destination / collection.INDEX], pieces=len(made), hours=round(length, 3))
 
 
 @app.command()

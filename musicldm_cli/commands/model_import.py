@@ -76,6 +76,21 @@ def vocoder(
     _done(found, target, about, import_vocoder([file], target, sizes_of(like, [*sizes, *(override or [])]), about))
 
 
+@app.command("beat-transformer")
+def beat_transformer(
+    context: typer.Context, file: Annotated[Path, typer.Argument(help="E.g. fold_4_trf_param.pt.")], out: Out = None,
+) -> None:  # fmt: skip
+    """Import a published Beat Transformer; it listens to five stems, which the package demucs separates.
+
+    Use it by -S beats.model=DIR in `prep beats`.
+    """
+    from stages.beats.convert import import_beat_transformer
+
+    found, target = session(context), _target(session(context), out, file)
+    import_beat_transformer(file, target)
+    _done(found, target, {"licence": "MIT"}, [])
+
+
 @app.command()
 def diffusers(
     context: typer.Context,

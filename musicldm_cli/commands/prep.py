@@ -110,13 +110,15 @@ def beats(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the results go.")] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; default every CPU.")] = None,
     dask: Dask = None,
+    device: Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1, mps.")] = "cpu",
     report: Annotated[bool, typer.Option("--report", help="Also write report.html.")] = False,
     listen: Annotated[str | None, typer.Option(metavar="ID", help="Only mix clicks over this tracked track.")] = None,
     override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one key.")] = None,
 ) -> None:
     """Track beats and downbeats, and group tracks by tempo; what was tracked before is kept.
 
-    `--audio` writes one NAME.beats per file: seconds, a tab, the position in the bar.
+    `--audio` writes one NAME.beats per file: seconds, a tab, the position in the bar. Other networks than the
+    shipped Beat Transformer: -S beats.backend=madmom or beat-this, or -S beats.model=DIR.
     """
     from stages.errors import UsageError
 
@@ -127,11 +129,11 @@ def beats(
     from stages.beats import track
 
     out = out or (found.layout.beats if audio is None else found.layout.beats / "files")
-    if listen is None:
-        found.output.say(track.LICENCE)
+    if listen is None and params.beats.backend in track.LICENCES:
+        found.output.say(track.LICENCES[params.beats.backend])
     if audio is not None:
         with found.output.progress() as progress:
-            paths = track.track_audio(audio, out, params.beats, jobs, progress, dask=dask)
+            paths = track.track_audio(audio, out, params.beats, jobs, progress, dask=dask, device=device)
         found.output.result(f"Beats of {len(paths)} files are in {out}.", paths, files=len(paths))
         return
     from stages.beats import report as reports
@@ -143,7 +145,7 @@ def beats(
         found.output.result(f"Listen to {written[0]}; {written[1]} shows the beats.", list(written))
         return
     with found.output.progress() as progress:
-        rhythms = track.track_collection(collection, params, out, jobs, progress, dask=dask)
+        rhythms = track.track_collection(collection, params, out, jobs, progress, dask=dask, device=device)
     paths = [out / track.BEATS]
     if report:
         paths.append(out / "report.html")

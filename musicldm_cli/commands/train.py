@@ -1,17 +1,20 @@
-"""`musicldm train`: one command for each network; they share options and the way results are shown."""
+"""`musicldm train`: one command for each network; they share options, the run, and the way results are shown."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from musicldm_cli.session import Session, session
 
 if TYPE_CHECKING:
+    from stages.training.estimate import Phased
     from stages.training.loop import History
 
 app = typer.Typer(
@@ -37,6 +40,13 @@ Override = Annotated[
     list[str] | None,
     typer.Option("-S", metavar="KEY=VALUE", help="Change one key, e.g. -S vae.train.steps=2000; repeatable."),
 ]
+Track = Annotated[
+    list[Literal["tensorboard", "dvclive", "wandb"]] | None,
+    typer.Option(help="Tell this tracker of figures and samples; repeatable; default: tensorboard if installed."),
+]
+OnlyEstimate = Annotated[
+    bool, typer.Option("--estimate", help="Only measure a few steps: parameters, memory, time a step and in all.")
+]
 
 
 @app.callback()
@@ -44,10 +54,30 @@ def group() -> None:
     """Keep this a group even while it has one command."""
 
 
-def show(found: Session, history: History, out: Path) -> None:
-    """The result of a training, by the first of its processes only."""
-    if os.environ.get("RANK", "0") != "0":
+def run(
+    found: Session, out: Path, build: Callable[[], Phased], train: Callable[..., History], only_estimate: bool,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Train by `train(out, checkpoints, **options)`, or only estimate what that takes of what `build` makes."""
+    with found.output.progress() as progress:
+        if only_estimate:
+            from stages.training.estimate import estimate
+
+            figures = asdict(estimate(build(), progress))
+        else:
+            history = train(
+                out, found.layout.checkpoints, progress=progress, log=found.output.say, warn=found.output.say, **options
+            )
+    if os.environ.get("RANK", "0") != "0":  # the first process speaks for all
         return
+    if only_estimate:
+        found.output.result(estimate_text(figures), [], **figures)
+    else:
+        show(found, history, out)
+
+
+def show(found: Session, history: History, out: Path) -> None:
+    """The result of a training."""
     figures = {name: round(value, 6) for name, value in history.valid.items()}
     measured = "".join(f", {name} {value:.4g}" for name, value in figures.items())
     skipped = f" {history.skipped} steps had no finite loss and were skipped." if history.skipped else ""
@@ -62,6 +92,22 @@ def show(found: Session, history: History, out: Path) -> None:
     )
 
 
+def estimate_text(figures: dict[str, Any]) -> str:
+    """The estimate for people."""
+    networks = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in figures["parameters"].items())
+    steps = ", ".join(f"{seconds:.2f} s from step {first} on" for first, seconds in figures["step_seconds"].items())
+    extra = f", and {figures['extra_seconds']:.2f} s for mixed clips" if figures["extra_seconds"] else ""
+    return (
+        f"Parameters: {networks}; {figures['trained'] / 1e6:.2f} M are trained.\n"
+        f"Memory: {figures['state_bytes'] / 1e9:.2f} GB of weights, gradients and optimizer; "
+        f"{figures['peak_bytes'] / 1e9:.2f} GB at the peak of the measured steps ({figures['device']}, "
+        f"precision {figures['precision']}, {figures['processes']} process(es)).\n"
+        f"A step: {steps}{extra}.\n"
+        f"All {figures['steps']} steps: {figures['total_seconds'] / 3600:.2f} h, "
+        "without validation, samples and checkpoints."
+    )
+
+
 @app.command()
 def vae(
     context: typer.Context,
@@ -70,22 +116,23 @@ def vae(
     resume: Resume = None,
     preset: Preset = None,
     override: Override = None,
+    track: Track = None,
+    only_estimate: OnlyEstimate = False,
 ) -> None:
     """Train the autoencoder between mel-spectrograms and latents (reconstruction, KL, and a PatchGAN).
 
     Ends with the latents' scale factor and the reconstruction of the test split, both in the model's card.
     """
     found = session(context)
-    params = found.params(override, preset)
-    from stages.vae.train import train_vae
+    params, source = found.params(override, preset), shards or found.layout.shards
+    from stages.data.shards import ShardReader
+    from stages.vae.train import VaeTask, train_vae
 
-    out = out or found.layout.vae
-    with found.output.progress() as progress:
-        history = train_vae(
-            params, shards or found.layout.shards, out, found.layout.checkpoints,
-            resume=resume, progress=progress, log=found.output.say, warn=found.output.say,
-        )  # fmt: skip
-    show(found, history, out)
+    run(
+        found, out or found.layout.vae, lambda: VaeTask(params, ShardReader(source)),
+        lambda *places, **options: train_vae(params, source, *places, **options), only_estimate,
+        resume=resume, trackers=track or (),
+    )  # fmt: skip
 
 
 @app.command()
@@ -99,6 +146,8 @@ def vocoder(
     resume: Resume = None,
     preset: Preset = None,
     override: Override = None,
+    track: Track = None,
+    only_estimate: OnlyEstimate = False,
 ) -> None:
     """Train the HiFi-GAN that turns mel-spectrograms into sound (multi-period and multi-scale discriminators).
 
@@ -107,16 +156,15 @@ def vocoder(
     -S vocoder.init_from=work/models/vocoder`
     """
     found = session(context)
-    params = found.params(override, preset)
-    from stages.vocoder.train import train_vocoder
+    params, source = found.params(override, preset), shards or found.layout.shards
+    from stages.vocoder.train import build_task, train_vocoder
 
-    out = out or found.layout.vocoder
-    with found.output.progress() as progress:
-        history = train_vocoder(
-            params, shards or found.layout.shards, out, found.layout.checkpoints, vae=vae or found.layout.vae,
-            resume=resume, progress=progress, log=found.output.say, warn=found.output.say,
-        )  # fmt: skip
-    show(found, history, out)
+    decoder = vae or found.layout.vae
+    run(
+        found, out or found.layout.vocoder, lambda: build_task(params, source, decoder)[0],
+        lambda *places, **options: train_vocoder(params, source, *places, vae=decoder, **options), only_estimate,
+        resume=resume, trackers=track or (),
+    )  # fmt: skip
 
 
 @app.command()
@@ -127,23 +175,25 @@ def clap(
     resume: Resume = None,
     preset: Preset = None,
     override: Override = None,
+    track: Track = None,
+    only_estimate: OnlyEstimate = False,
 ) -> None:
     """Train the shared space of text and sound (contrastive loss between clips and captions).
 
-    Start from a trained one with -S clap.init_from=DIR or a hub id. Ends with retrieval among all tracks of
-    the valid split, also in the model's card.
+    Start from a trained one with -S clap.init_from=DIR or a hub id, or only its text tower from a BERT or
+    RoBERTa with -S clap.text_init=DIR. Ends with retrieval among all tracks of the valid split, also in the
+    model's card.
     """
     found = session(context)
-    params = found.params(override, preset)
-    from stages.clap.train import train_clap
+    params, source = found.params(override, preset), shards or found.layout.shards
+    from stages.clap.train import ClapTask, train_clap
+    from stages.data.shards import ShardReader
 
-    out = out or found.layout.clap
-    with found.output.progress() as progress:
-        history = train_clap(
-            params, shards or found.layout.shards, out, found.layout.checkpoints,
-            resume=resume, progress=progress, log=found.output.say, warn=found.output.say,
-        )  # fmt: skip
-    show(found, history, out)
+    run(
+        found, out or found.layout.clap, lambda: ClapTask(ShardReader(source), params),
+        lambda *places, **options: train_clap(params, source, *places, **options), only_estimate,
+        resume=resume, trackers=track or (),
+    )  # fmt: skip
 
 
 @app.command()
@@ -165,6 +215,10 @@ def ldm(
     init_from: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Go on from the weights of this pipeline folder.")
     ] = None,
+    lora: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="RANK", help="Train only low-rank updates of --init-from, on small devices."),
+    ] = None,
     mixup_preview: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Only write N mixed pairs as sound and pictures to --out.")
     ] = None,
@@ -172,14 +226,20 @@ def ldm(
     resume: Resume = None,
     preset: Preset = None,
     override: Override = None,
+    track: Track = None,
+    only_estimate: OnlyEstimate = False,
 ) -> None:
     """Train the latent diffusion model, and put the whole text-to-music pipeline into one folder.
 
     The paper's text-finetune: `musicldm train ldm --condition text --init-from work/models/ldm --out DIR`.
+    Fine-tune with little memory: `musicldm train ldm --lora 16 --init-from work/models/ldm --out DIR`.
     """
     found, layout = session(context), session(context).layout
-    chosen = {"ldm.mixup": mixup, "ldm.condition": condition, "ldm.init_from": init_from}
-    keys = [f"{key}={json.dumps(str(value))}" for key, value in chosen.items() if value is not None]
+    chosen: dict[str, Any] = {
+        "ldm.mixup": mixup, "ldm.condition": condition, "ldm.init_from": init_from and str(init_from),
+        "ldm.lora_rank": lora,
+    }  # fmt: skip
+    keys = [f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None]
     params = found.params([*(override or []), *keys], preset)
     folders = (
         latents or layout.latents, shards or layout.shards, clap or layout.clap, vae or layout.vae,
@@ -191,12 +251,10 @@ def ldm(
         paths = write_preview(params, *folders, out or layout.work / "mixup", mixup_preview)
         found.output.result("\n".join(map(str, paths)), paths, pairs=mixup_preview)
         return
-    from stages.ldm.train import train_ldm
+    from stages.ldm.train import build_task, train_ldm
 
-    out = out or layout.ldm
-    with found.output.progress() as progress:
-        history = train_ldm(
-            params, *folders, out, layout.checkpoints,
-            resume=resume, progress=progress, log=found.output.say, warn=found.output.say,
-        )  # fmt: skip
-    show(found, history, out)
+    run(
+        found, out or layout.ldm, lambda: build_task(params, *folders),
+        lambda *places, **options: train_ldm(params, *folders, *places, **options), only_estimate,
+        resume=resume, trackers=track or (),
+    )  # fmt: skip

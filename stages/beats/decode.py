@@ -1,8 +1,8 @@
 """From beat and downbeat activations to beats with their position in the bar.
 
-Activations are (T, 2) float32 at 100 frames a second: the probability of a beat that is no downbeat, and of
-a downbeat (Böck, Krebs and Widmer, "Joint Beat and Downbeat Tracking with Recurrent Neural Networks", 2016).
-Bars are (N, 2) float64: seconds, and the position in the bar from 1, the downbeat.
+Activations are (T, 2) float32, the probabilities of a beat (downbeats too) and of a downbeat in each frame. Bars
+are (N, 2) float64: seconds, and the position in the bar from 1, the downbeat. The dynamic Bayesian network is
+madmom's (Böck, Krebs and Widmer, "Joint Beat and Downbeat Tracking with Recurrent Neural Networks", 2016).
 """
 
 from collections import Counter
@@ -14,32 +14,78 @@ from numpy.typing import NDArray
 
 from stages import params
 
-FPS = 100
-WINDOW_SECONDS = 90  # the decoder keeps every state of every frame: 60 kB a frame, 0.5 GB a window
+WINDOW_SECONDS = 90  # the decoder keeps every state of every frame: at 100 a second 60 kB each, 0.5 GB a window
 OVERLAP_SECONDS = 10
 SAME_BEAT_SECONDS = 0.05
+LEAST = 1e-4  # probability of anything: the decoder takes logarithms
+REFINE_FRAMES = 2  # on either side of a beat
 
 Activations = NDArray[np.float32]
 Bars = NDArray[np.float64]
 
 
-def decode(activations: Activations, settings: params.Beats) -> Bars:
+def decode(activations: Activations, fps: float, settings: params.Beats) -> Bars:
+    """Beats of one track from activations at `fps` frames a second, by the decoder that `settings` name."""
+    found = _by_network(activations, fps, settings) if settings.decoder == "dbn" else pick(activations, fps, settings)
+    return refine(found, activations[:, 0], fps)
+
+
+def _by_network(activations: Activations, fps: float, settings: params.Beats) -> Bars:
     """The most likely beats of one track under a bar-pointer model with constant metre.
 
     Longer activations than a window are decoded in overlapping windows, so that memory stays bounded; the
     metre that most beats were given is then imposed on all, and neighbours are joined at a beat both found.
     """
-    windows = _windows(activations)
-    decoder = _dbn(settings, settings.beats_per_bar)
+    beat, downbeat = activations.T
+    exclusive = np.stack([beat - downbeat, downbeat], axis=1).clip(LEAST, 1 - 2 * LEAST)
+    exclusive *= np.minimum((1 - LEAST) / exclusive.sum(axis=1, keepdims=True), 1)
+    windows = _windows(exclusive, fps)
+    decoder = _dbn(settings, settings.beats_per_bar, fps)
     bars = [_shift(decoder(window), start) for start, window in windows]
     metre = _common_metre(bars)
     if metre is not None and len(windows) > 1:
-        one = _dbn(settings, [metre])
+        one = _dbn(settings, [metre], fps)
         bars = [
             found if _common_metre([found]) in (metre, None) else _shift(one(window), start)
             for found, (start, window) in zip(bars, windows, strict=True)
         ]
     return reduce(join, bars)
+
+
+def pick(activations: Activations, fps: float, settings: params.Beats) -> Bars:
+    """Beats at the peaks of the activation, downbeats at the peaks of theirs; no model of tempo or metre.
+
+    A peak reaches settings.threshold and is the highest within half a beat of the fastest tempo. A downbeat belongs
+    to the nearest beat; positions count on from it, up to the longest bar of settings.beats_per_bar.
+    """
+    from scipy.signal import find_peaks
+
+    apart = max(1.0, 60 / settings.max_bpm * fps * 0.75)
+    frames, _ = find_peaks(np.pad(activations[:, 0], 1), height=settings.threshold, distance=apart)
+    downs, _ = find_peaks(np.pad(activations[:, 1], 1), height=settings.threshold, distance=2 * apart)
+    if not len(frames):
+        return np.empty((0, 2))
+    near = {int(np.argmin(np.abs(frames - down))) for down in downs}
+    positions, place = [], 0
+    for index in range(len(frames)):
+        place = 1 if index in near or place >= max(settings.beats_per_bar) else place + 1
+        positions.append(place)
+    return np.stack([(frames - 1) / fps, positions], axis=1)
+
+
+def refine(bars: Bars, activation: NDArray[np.float32], fps: float) -> Bars:
+    """Each beat moved to the centre of mass of the activation around it, within a frame and a half.
+
+    Frames are 25 ms apart, a tenth of a fast beat; the network's doubt between two of them tells where between.
+    """
+    made, size = bars.copy(), len(activation)
+    for row, time in enumerate(bars[:, 0]):
+        middle = round(time * fps)
+        places = np.arange(max(middle - REFINE_FRAMES, 0), min(middle + REFINE_FRAMES + 1, size))
+        weight = activation[places].astype(np.float64)
+        if weight.sum() > REFINE_FRAMES * 0.1:
+            made[row, 0] = float((places * weight).sum() / weight.sum()) / fps
+    return made
 
 
 def join(left: Bars, right: Bars) -> Bars:
@@ -57,14 +103,14 @@ def join(left: Bars, right: Bars) -> Bars:
     return np.concatenate([head, right[right[:, 0] > seam + SAME_BEAT_SECONDS]])
 
 
-def _windows(activations: Activations) -> list[tuple[float, Activations]]:
+def _windows(activations: Activations, fps: float) -> list[tuple[float, Activations]]:
     """(start in seconds, activations) of each window; the last one may be shorter."""
-    size, hop = WINDOW_SECONDS * FPS, (WINDOW_SECONDS - OVERLAP_SECONDS) * FPS
-    starts = range(0, max(len(activations) - OVERLAP_SECONDS * FPS, 1), hop)
-    return [(start / FPS, activations[start : start + size]) for start in starts]
+    size, overlap = round(WINDOW_SECONDS * fps), round(OVERLAP_SECONDS * fps)
+    starts = range(0, max(len(activations) - overlap, 1), size - overlap)
+    return [(start / fps, activations[start : start + size]) for start in starts]
 
 
-def _dbn(settings: params.Beats, metres: Sequence[int]) -> Callable[[Activations], Bars]:
+def _dbn(settings: params.Beats, metres: Sequence[int], fps: float) -> Callable[[Activations], Bars]:
     from madmom.features.downbeats import DBNDownBeatTrackingProcessor
 
     processor = DBNDownBeatTrackingProcessor(
@@ -74,7 +120,7 @@ def _dbn(settings: params.Beats, metres: Sequence[int]) -> Callable[[Activations
         transition_lambda=settings.transition_lambda,
         observation_lambda=settings.observation_lambda,
         threshold=settings.threshold,
-        fps=FPS,
+        fps=fps,
     )
     return lambda activations: np.asarray(processor(activations), dtype=np.float64).reshape(-1, 2)
 

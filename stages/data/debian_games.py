@@ -6,9 +6,7 @@ The captions come from titles, tags and the music's role in its game; nobody lis
 
 import csv
 import io
-import os
 import shutil
-import subprocess
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from stages.errors import DataError, MissingDependencyError
+from stages.data import debian
 from stages.progress import Progress, silent
 from stages.store import atomic_file, disk_errors, write_text
 
@@ -81,12 +79,7 @@ def fetch(
     Files that are there already are kept, so that an interrupted run goes on with the next package. Raises
     MissingDependencyError without apt-get and dpkg, DataError when a package cannot be had.
     """
-    programs = [name for name in ("apt-get", "dpkg") if shutil.which(name) is None]
-    if programs:
-        raise MissingDependencyError(
-            f"Fetching Debian's packages needs {' and '.join(programs)}.",
-            "Run this on Debian or Ubuntu, or use the embedded music: musicldm data demo data/demo",
-        )
+    debian.check_programs()
     wanted = listed(licence, hours)
     packages = _packages(wanted)
     with disk_errors(destination):
@@ -105,31 +98,14 @@ def fetch(
 def _fetch_package(package: str, rows: list[Source], destination: Path) -> None:
     """Download and unpack one package in a temporary folder, and copy its music and copyright file."""
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=destination) as name:
-        folder = Path(name)
-        _run(["apt-get", "download", package], folder, package)
-        tree = folder / "tree"
-        for archive in sorted(folder.glob("*.deb")):
-            _run(["dpkg", "-x", str(archive.absolute()), str(tree.absolute())], folder, package)
+        tree = Path(name) / "tree"
+        debian.unpack(package, tree)
         _copy(tree / "usr/share/doc" / package / "copyright", destination / "licences" / f"{package}.copyright")
         for row in rows:
             if _ARCHIVED in row.source:
                 _copy_from_archive(tree, row, destination / row.target)
             else:
                 _copy(tree / row.source, destination / row.target)
-
-
-def _run(command: list[str], folder: Path, package: str) -> None:
-    environment = {**os.environ, "LC_ALL": "C"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return
-    if "Unable to locate package" in done.stderr or "no installation candidate" in done.stderr.lower():
-        raise DataError(
-            f"apt-get does not know the package {package}.",
-            "If it has no package lists yet, run once as root: apt-get update. The list is of Debian 12 (bookworm).",
-        )
-    reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-    raise DataError(f"{command[0]} failed on {package}: {reason}", "Run the same command again; it goes on.")
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from stages import params
-from stages.beats.track import SAMPLE_RATE, BeatTracker
+from stages.beats.backends import load_backend
+
+SAMPLE_RATE = 44_100
 
 # a machine that does other things too is no reason to fail an example
 hypothesis.settings.register_profile("beats", deadline=None, derandomize=True, max_examples=60)
@@ -27,6 +29,7 @@ def click_track(bpm: float, seconds: float, metre: int = 4, start: float = 0.25)
     return samples / np.abs(samples).max(), np.stack([times, positions], axis=1)
 
 
-@pytest.fixture(scope="session")
-def tracker() -> BeatTracker:
-    return BeatTracker(params.Beats())
+@pytest.fixture(scope="session", params=["beat-transformer", "madmom"])
+def backend(request):
+    """Each network that comes with this package or its dependencies."""
+    return load_backend(params.Beats(backend=request.param))

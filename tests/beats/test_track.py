@@ -1,4 +1,4 @@
-"""madmom's tracker on sounds with a known beat, on none, and over a collection."""
+"""Beat tracking of sounds with a known beat, of sounds without any, and of a collection."""
 
 import json
 import shutil
@@ -13,27 +13,29 @@ from typer.testing import CliRunner
 from musicldm_cli.app import app
 from stages import params
 from stages.audio import io
-from stages.beats import report, track
+from stages.beats import backends, report, track
 from stages.beats.tempo import Rhythm
 from stages.data.manifest import Manifest, Track, write_manifest
-from stages.errors import DataError, UsageError
+from stages.errors import DataError, MissingDependencyError, ModelError, UsageError
 from stages.evaluate.beats import score
 from stages.store import write_json
+from tests.beats.conftest import SAMPLE_RATE as RATE
 from tests.beats.conftest import click_track
 
 DEMO = Path(__file__).parents[2] / "data/demo"
 TINY = params.resolve({"preset": "tiny"}, [], origin="test")
-RATE = track.SAMPLE_RATE
 
 
-def judged(tracker: track.BeatTracker, samples: np.ndarray) -> Rhythm:
-    found = tracker.track([samples.astype(np.float32)])
+def judged(backend: backends.Backend, samples: np.ndarray, folder: Path) -> Rhythm:
+    file = folder / "sound.wav"
+    io.write(file, samples.astype(np.float32).clip(-1, 1), RATE)
+    found = backends.track(backend, file, params.Beats())
     return Rhythm.judge("a", found.bars, found.seconds, params.Tempo())
 
 
-def test_a_click_track_is_tracked(tracker):
+def test_a_click_track_is_tracked(backend, tmp_path):
     samples, bars = click_track(120, 25)
-    rhythm = judged(tracker, samples)
+    rhythm = judged(backend, samples, tmp_path)
     assert score(np.array(rhythm.beats), bars[:, 0])["f_measure"] > 0.95
     assert score(np.array(rhythm.downbeats), bars[bars[:, 1] == 1, 0])["f_measure"] > 0.95
     assert rhythm.tempo_bpm == pytest.approx(120, rel=0.005)
@@ -48,25 +50,26 @@ def test_a_click_track_is_tracked(tracker):
         np.random.default_rng(0).normal(0, 0.2, RATE * 15),
         click_track(120, 3)[0],
         np.zeros(10),
-        np.zeros(0),
     ],
-    ids=["silence", "noise", "three-seconds", "ten-samples", "empty"],
+    ids=["silence", "noise", "three-seconds", "ten-samples"],
 )
-def test_no_group_without_evidence(tracker, samples):
-    rhythm = judged(tracker, samples)
+def test_no_group_without_evidence(backend, samples, tmp_path):
+    rhythm = judged(backend, samples, tmp_path)
     assert rhythm.tempo_group is None
     assert rhythm.tempo_confidence < 0.5
     assert rhythm.reason
 
 
-def test_chunks_give_the_beats_of_the_whole(tracker, monkeypatch):
+def test_chunks_give_the_activations_of_the_whole(monkeypatch):
+    """madmom's networks in chunks of twelve seconds, whatever the blocks that the audio comes in."""
     samples, _ = io.read(DEMO / "warzone_aftershocks.ogg", RATE)
     samples = samples[: 30 * RATE]
-    whole = tracker.track([samples])
-    monkeypatch.setattr(track, "CHUNK_SECONDS", 12)
-    parts = tracker.track(np.array_split(samples, 7))
-    assert parts.seconds == whole.seconds == 30
-    assert score(parts.bars[:, 0], whole.bars[:, 0])["f_measure"] > 0.95
+    madmom = backends.Madmom()
+    whole = madmom.of_blocks([samples])
+    monkeypatch.setattr(backends, "CHUNK_SECONDS", 12)
+    parts = madmom.of_blocks(np.array_split(samples, 7))
+    assert parts.shape == whole.shape == (3000, 2)
+    assert np.corrcoef(parts[:, 0], whole[:, 0])[0, 1] > 0.99
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +117,20 @@ def test_an_interrupted_run_keeps_what_was_done(collection, tmp_path, monkeypatc
     assert not (tmp_path / track.BEATS).exists()
 
 
-def test_settings_of_the_tracker_have_their_own_results():
-    assert track.tracker_digest(params.Beats()) == track.tracker_digest(params.Beats())
-    assert track.tracker_digest(params.Beats()) != track.tracker_digest(params.Beats(min_bpm=60.0))
+def test_what_changes_the_beats_has_its_own_results():
+    digest = backends.backend_digest(params.Beats())
+    assert digest == backends.backend_digest(params.Beats(crop_seconds=5.0))  # of training only
+    assert digest != backends.backend_digest(params.Beats(min_bpm=60.0))
+    assert digest != backends.backend_digest(params.Beats(backend="madmom"))
+
+
+def test_a_missing_network_is_told_with_its_remedy(tmp_path, monkeypatch):
+    with pytest.raises(ModelError, match="There is no beat tracker"):
+        backends.load_backend(params.Beats(model=str(tmp_path / "nothing")))
+    monkeypatch.setitem(sys.modules, "beat_this", None)
+    with pytest.raises(MissingDependencyError) as caught:
+        backends.load_backend(params.Beats(backend="beat-this"))
+    assert "musicldm[beat-this]" in caught.value.remedy
 
 
 def test_two_files_of_one_name_are_refused(tmp_path):

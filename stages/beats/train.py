@@ -1,0 +1,127 @@
+"""`musicldm train beats`: the Beat Transformer on rendered scores, whose beats are exact."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages.audio import io
+from stages.beats.clips import BeatClips
+from stages.beats.decode import decode
+from stages.beats.features import MIX, log_mel
+from stages.beats.model import SCALE_DB, Tracker, save_tracker
+from stages.beats.transformer import BeatTransformer, Sizes
+from stages.data.score_beats.collection import INDEX, Piece, read_index
+from stages.errors import DataError
+from stages.params import Params
+from stages.progress import Progress, silent
+from stages.store import sha256
+from stages.training.checkpoint import training_identity
+from stages.training.devices import is_main_process
+from stages.training.loop import History, train
+from stages.training.state import Backward, averaged_weights, build_state
+
+TEMPO_WEIGHT = 0.05
+TEST_PIECES = 100
+SKIPPED_SECONDS = 5.0  # of each test piece, as in the literature
+
+
+class BeatTask:
+    """One step: the cross-entropy of every frame being a beat, and a downbeat, and of the crop's tempo."""
+
+    name = "beats"
+
+    def __init__(self, params: Params, scores: Path, cache: Path, progress: Progress = silent) -> None:
+        torch.manual_seed(params.beats.train.seed)
+        settings = params.beats
+        self.params, self.settings = params, settings.train
+        self.pieces = read_index(scores)
+        frames = round(settings.crop_seconds * MIX.fps)
+        of = {split: [piece for piece in self.pieces if piece.split == split] for split in ("train", "valid", "test")}
+        if not of["train"]:
+            raise DataError(f"{scores / INDEX} lists no piece to train on.", "Fetch more: --pieces 600")
+        self.test = of["test"]
+        self.dataset = BeatClips(scores, of["train"], frames, cache, augment=True, progress=progress)
+        self.valid_dataset = BeatClips(scores, of["valid"], frames, cache, augment=False) if of["valid"] else None
+        first, second = settings.network.channels
+        sizes = Sizes(1, (first, second), settings.network.width, settings.network.feedforward, settings.network.layers)
+        self.network = BeatTransformer(sizes, dropout=0.0)
+        modules: dict[str, nn.Module] = {"beat_transformer": self.network}
+        self.state = build_state(modules, self.settings)
+
+    def step(self, batch: dict[str, Tensor], _step: int, backward: Backward) -> dict[str, Tensor]:
+        losses = self._losses(batch)
+        backward("beat_transformer", losses["loss"])
+        return losses
+
+    def validate(self, batch: dict[str, Tensor], _generator: torch.Generator) -> dict[str, Tensor]:
+        return self._losses(batch)
+
+    def _losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        logits, tempo = self.state.modules["beat_transformer"]((batch["mel"] / SCALE_DB + 1).unsqueeze(1))
+        beat, downbeat = F.binary_cross_entropy_with_logits(logits.float(), batch["beats"], reduction="none").mean(
+            (0, 1)
+        )
+        of_tempo = -(batch["tempo"] * tempo.float().log_softmax(-1)).sum(-1).mean()
+        return {"loss": beat + downbeat + TEMPO_WEIGHT * of_tempo, "beat": beat, "downbeat": downbeat,
+                "tempo": of_tempo}  # fmt: skip
+
+    def track_id(self, track: int) -> str:
+        return self.dataset.pieces[track].id
+
+
+def train_beats(
+    params: Params,
+    scores: Path,
+    out: Path,
+    checkpoints: Path,
+    *,
+    resume: bool | None = None,
+    progress: Progress = silent,
+    log: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> History:
+    """Train on the pieces of `data fetch score-beats` in `scores`, and save the tracker, sealed, as `out`.
+
+    Ends with the F-measure of beats and downbeats on pieces of the test split. Raises what
+    stages.training.loop.train does, and DataError for a folder without pieces.
+    """
+    task = BeatTask(params, scores, checkpoints / "beat-features", progress)
+    digest = sha256(scores / INDEX)[:12]
+    wanted = ("beats.network", "beats.crop_seconds", "beats.train", "data")
+    identity = {
+        key: value for key, value in training_identity(params, "beats", data=digest).items() if key.startswith(wanted)
+    }
+    history = train(
+        task, checkpoints=checkpoints, identity=identity, resume=resume, progress=progress, log=log, warn=warn
+    )
+    if is_main_process():
+        with averaged_weights(task.state):
+            tracker = Tracker(task.network.eval(), MIX)
+            history.figures["test"] = test_figures(tracker, scores, task.test[:TEST_PIECES], params)
+            card = {
+                "preset": params.preset, "params": params.model_dump(mode="json"), "params_digest": params.digest(),
+                "data_digest": digest, "steps": history.steps, "losses": history.valid, **history.figures,
+            }  # fmt: skip
+            save_tracker(tracker, out, card)
+    return history
+
+
+def test_figures(tracker: Tracker, scores: Path, pieces: list[Piece], params: Params) -> dict[str, float | int]:
+    """Mean F-measure (+-70 ms, mir_eval) of beats and downbeats over N whole pieces."""
+    from mir_eval.beat import f_measure
+
+    figures = []
+    for piece in pieces:
+        truth = np.loadtxt(scores / piece.beats, ndmin=2)
+        found = decode(tracker([log_mel(io.stream(scores / piece.audio, MIX.sample_rate), MIX)]), MIX.fps, params.beats)
+        sides = [bars[bars[:, 0] >= SKIPPED_SECONDS] for bars in (truth, found)]
+        figures.append([
+            f_measure(*(side[:, 0] for side in sides)),
+            f_measure(*(side[side[:, 1] == 1, 0] for side in sides)),
+        ])  # fmt: skip
+    beats, downbeats = np.mean(figures, axis=0).tolist() if figures else (0.0, 0.0)
+    return {"beat_f": round(beats, 4), "downbeat_f": round(downbeats, 4), "pieces": len(figures)}

@@ -1,0 +1,140 @@
+"""Accompaniments by MMA, the Musical MIDI Accompaniment generator: drums, bass, keys and guitars on an exact grid.
+
+Its library holds some two thousand grooves of every dance and rock style; a tune gives the chords, and perhaps
+the melody.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stages.data.score_beats.arrange import LEADS, harmony
+from stages.data.score_beats.score import DRUMS, Score, notes
+from stages.errors import DataError
+
+LICENCE = "grooves GPL-2+ (MMA), tune public domain"
+DRUM_CHANNEL = 9
+NAMES = ("C", "Db", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
+_TIMES = {("4", "4 4"): (4, 1, False), ("3", "3 4"): (3, 1, False), ("6", "6 8"): (2, 3, True),
+          ("2", "6 8"): (2, 1, True)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Groove:
+    """One groove: the file it is in below MMA's lib, its name, and its bar in beats of `units` MMA beats each."""
+
+    file: str
+    name: str
+    metre: int
+    units: int
+    compound: bool
+
+
+def library(home: Path) -> list[Groove]:
+    """The grooves below `home`/lib whose metre their file states plainly, in order of file and name."""
+    found = []
+    for path in sorted((home / "lib").rglob("*.mma")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        times = set(re.findall(r"^\s*time\s+(\d+)", text, re.IGNORECASE | re.MULTILINE)) or {"4"}
+        signatures = {
+            f"{beats} {unit}" for beats, unit in re.findall(r"^\s*timesig\s+(\d+)[ /]+(\d+)", text, re.I | re.M)
+        } or {"3 4" if times == {"3"} else "4 4"}
+        shape = _TIMES.get((times.pop(), signatures.pop())) if len(times) == len(signatures) == 1 else None
+        if shape is not None:
+            file = str(path.relative_to(home / "lib").with_suffix(""))
+            names = dict.fromkeys(re.findall(r"^\s*defgroove\s+(\S+)", text, re.I | re.M))
+            found += [Groove(file, name, *shape) for name in names]
+    return found
+
+
+def play(groove: Groove, tune: Score, home: Path, bars: int, generator: np.random.Generator) -> Score:
+    """The groove over the tune's chords, transposed, in `bars` bars; half the time under its melody.
+
+    Raises DataError when MMA fails on the groove.
+    """
+    transposed = int(generator.integers(-5, 6))
+    chords = [tuple((pitch + transposed) % 12 for pitch in chord) for chord in harmony(tune)]
+    with tempfile.TemporaryDirectory(prefix="musicldm-") as folder:
+        rows, programs = _accompany(groove, _chart(groove, chords, bars), home, Path(folder))
+    if generator.random() < 0.5:
+        lead = int(generator.choice(LEADS))
+        programs.append(lead)
+        body = tune.notes[tune.notes["start"] >= tune.first].tolist()
+        period = -(-(tune.beats - tune.first) // tune.metre) * tune.metre
+        for again in range(-(-bars * groove.metre // period)):
+            rows += [
+                (start - tune.first + again * period, length, pitch + transposed, velocity + 8, len(programs) - 1)
+                for start, length, pitch, velocity, part in body
+                if part == 0 and start - tune.first + again * period < bars * groove.metre
+            ]
+    return Score(
+        id=f"mma-{groove.file.replace('/', '-')}-{groove.name}",
+        title=f"{groove.name} under {tune.title}",
+        source=f"MMA {groove.file}",
+        licence=LICENCE,
+        metre=groove.metre,
+        first=0,
+        beats=bars * groove.metre,
+        notes=notes(rows),
+        programs=tuple(programs),
+        compound=groove.compound,
+        swings=False,
+    )
+
+
+def _chart(groove: Groove, chords: list[tuple[int, ...]], bars: int) -> str:
+    """MMA's input: a numbered line a bar, with a chord for each half of a bar of an even metre."""
+    halves = 2 if groove.metre % 2 == 0 else 1
+    rest = groove.metre * groove.units // halves - 1
+    lines = ["Tempo 120", f"Groove {groove.file}:{groove.name}"]
+    for bar in range(bars):
+        names = [_name(chords[(bar * halves + half) % len(chords)]) for half in range(halves)]
+        lines.append(f"{bar + 1} " + " ".join(name + " /" * rest for name in names))
+    return "\n".join(lines) + "\n"
+
+
+def _name(triad: tuple[int, ...]) -> str:
+    return NAMES[triad[0]] + ("" if (triad[1] - triad[0]) % 12 == 4 else "m")
+
+
+def _accompany(
+    groove: Groove, chart: str, home: Path, folder: Path
+) -> tuple[list[tuple[float, float, int, int, int]], list[int]]:
+    """Note rows in beats, and the programs of their parts."""
+    source, midi = folder / "chart.mma", folder / "chart.mid"
+    source.write_text(chart)
+    command = [sys.executable, str(home.parents[1] / "bin" / "mma"), "-f", str(midi), str(source)]
+    done = subprocess.run(command, env={**os.environ, "MMA_HOME": str(home), "HOME": str(folder)},
+                          cwd=folder, capture_output=True, text=True, errors="replace", check=False)  # fmt: skip
+    if done.returncode != 0 or not midi.is_file():
+        lines = done.stdout.strip().splitlines() or ["no reason given"]
+        raise DataError(f"MMA could not play {groove.file}:{groove.name}: {lines[-1]}")
+    return _read_midi(midi, groove.units)
+
+
+def _read_midi(path: Path, units: int) -> tuple[list[tuple[float, float, int, int, int]], list[int]]:
+    import mido
+
+    file = mido.MidiFile(path)
+    rows: list[tuple[float, float, int, int, int]] = []
+    programs: list[int] = []
+    for track in file.tracks:
+        part, tick, held = None, 0, {}
+        for message in track:
+            tick += message.time
+            if message.type == "program_change" and part is None:
+                part = len(programs)
+                programs.append(DRUMS if message.channel == DRUM_CHANNEL else message.program)
+            elif message.type == "note_on" and message.velocity and part is not None:
+                held[message.note] = (tick, message.velocity)
+            elif message.type in ("note_on", "note_off") and message.note in held:
+                start, velocity = held.pop(message.note)
+                scale = file.ticks_per_beat * units
+                rows.append((start / scale, max(tick - start, 1) / scale, message.note, velocity, part or 0))
+    return rows, programs

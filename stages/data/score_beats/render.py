@@ -1,0 +1,131 @@
+"""From a performance to sound: a General MIDI soundfont, then a room, a band limit, noise, compression."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.data.score_beats.perform import Performance
+from stages.data.score_beats.score import DRUMS
+
+SAMPLE_RATE = 16_000
+RENDER_RATE = 32_000  # the synthesiser interpolates linearly: an octave more keeps its images out
+TAIL_SECONDS = 0.6
+BLOCK_SAMPLES = 64
+Sound = NDArray[np.float32]
+
+
+def render(performance: Performance, programs: Sequence[int], soundfont: Path, generator: np.random.Generator) -> Sound:
+    """Mono (n,) float32 at 16 kHz, peak 0.9 or less."""
+    import soxr
+
+    wide = _synthesise(performance, programs, soundfont, generator)
+    return effects(soxr.resample(wide, RENDER_RATE, SAMPLE_RATE, "HQ"), generator)
+
+
+def _synthesise(
+    performance: Performance, programs: Sequence[int], soundfont: Path, generator: np.random.Generator
+) -> Sound:
+    synth, font = _synth(soundfont)
+    synth.notes_off()
+    synth.sounds_off()
+    channels = _channels(programs)
+    for channel, program in zip(channels, programs, strict=True):
+        if program == DRUMS:
+            synth.program_select(channel, font, 128, 0, True)
+        else:
+            synth.program_select(channel, font, 0, program, False)
+        synth.control_change(channel, 7, int(generator.integers(64, 120)))
+    samples = round((performance.seconds + TAIL_SECONDS) * RENDER_RATE)
+    made = np.zeros(samples, dtype=np.float32)
+    at = 0
+    for time, _, channel, pitch, velocity in _events(performance, channels):
+        until = min(int(time * RENDER_RATE) // BLOCK_SAMPLES * BLOCK_SAMPLES, samples)
+        if until > at:
+            made[at:until] = _generate(synth, until - at)
+            at = until
+        if velocity:
+            synth.noteon(channel, pitch, velocity)
+        else:
+            synth.noteoff(channel, pitch)
+    made[at:] = _generate(synth, samples - at)
+    return made
+
+
+def _events(performance: Performance, channels: Sequence[int]) -> list[tuple[float, int, int, int, int]]:
+    """(seconds, 0 for an end or 1 for a start, channel, pitch, velocity), ends before starts."""
+    events = []
+    for start, length, pitch, velocity, part in performance.notes.tolist():
+        events.append((start, 1, channels[part], pitch, velocity))
+        events.append((start + length, 0, channels[part], pitch, 0))
+    return sorted(events)
+
+
+def _channels(programs: Sequence[int]) -> list[int]:
+    """A MIDI channel for every part; drums share the tenth."""
+    free = iter([channel for channel in range(64) if channel != 9])
+    return [9 if program == DRUMS else next(free) for program in programs]
+
+
+def _generate(synth: Any, samples: int) -> Sound:
+    stereo = np.frombuffer(bytes(synth.generate(samples)), dtype=np.float32).reshape(-1, 2)
+    return stereo.mean(axis=1)
+
+
+@lru_cache(maxsize=4)  # a large font takes seconds to load
+def _synth(soundfont: Path) -> tuple[Any, int]:
+    import tinysoundfont
+
+    synth = tinysoundfont.Synth(gain=-6, samplerate=RENDER_RATE)
+    return synth, synth.sfload(str(soundfont))
+
+
+def effects(sound: Sound, generator: np.random.Generator) -> Sound:
+    """A recording's faults, each with its own probability: room, compression, band limits, noise; then the level."""
+    sound = _normalised(sound)
+    if generator.random() < 0.45:
+        sound = _normalised(_reverb(sound, generator))
+    if generator.random() < 0.35:
+        sound = np.tanh(sound * np.float32(generator.uniform(1.5, 6)))
+    if generator.random() < 0.3:
+        sound = _filtered(sound, generator.uniform(2500, 7000), "low", 4)
+    if generator.random() < 0.2:
+        sound = _filtered(sound, generator.uniform(60, 250), "high", 2)
+    if generator.random() < 0.35:
+        sound = sound + _noise(len(sound), generator) * np.float32(np.sqrt(np.mean(sound**2)))
+    return _normalised(sound) * np.float32(10 ** generator.uniform(-1.0, -0.05))
+
+
+def _normalised(sound: Sound) -> Sound:
+    peak = float(np.abs(sound).max(initial=0))
+    return (sound / np.float32(peak)) if peak > 0 else sound
+
+
+def _reverb(sound: Sound, generator: np.random.Generator) -> Sound:
+    """Mixed with itself through noise that decays by 60 dB in 0.2 to 2 seconds."""
+    from scipy.signal import oaconvolve
+
+    decay = generator.uniform(0.2, 2.0)
+    time = np.arange(round(decay * SAMPLE_RATE)) / SAMPLE_RATE
+    response = generator.normal(size=len(time)) * 10 ** (-3 * time / decay)
+    response /= np.sqrt(np.sum(response**2))
+    wet = oaconvolve(sound, response)[: len(sound)]
+    return (sound + generator.uniform(0.05, 0.5) * wet).astype(np.float32)
+
+
+def _filtered(sound: Sound, hertz: float, kind: str, order: int) -> Sound:
+    from scipy.signal import butter, sosfilt
+
+    return np.asarray(sosfilt(butter(order, hertz, kind, fs=SAMPLE_RATE, output="sos"), sound), dtype=np.float32)
+
+
+def _noise(samples: int, generator: np.random.Generator) -> Sound:
+    """White or brown-tinted noise of RMS -8 to -40 dB."""
+    noise = generator.normal(size=samples).astype(np.float32)
+    if generator.random() < 0.5:
+        noise = _filtered(noise, 500, "low", 1)
+    level = 10 ** (generator.uniform(-40, -8) / 20)
+    return noise * np.float32(level / np.sqrt(np.mean(noise**2)))
