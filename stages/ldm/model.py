@@ -73,7 +73,9 @@ class LatentDiffusion(nn.Module):
 def load_ldm(folder: Path) -> LatentDiffusion:
     """UNet and null condition of a trained pipeline folder, in eval mode. Raises ModelError."""
     params = Params.model_validate(model_card(folder, "ldm")["params"])
-    model = LatentDiffusion(params, build_unet(params))
+    with torch.device("meta"):  # see load_weights
+        unet = build_unet(params)
+    model = LatentDiffusion(params, unet)
     read_weights(model, folder)
     return model.eval()
 

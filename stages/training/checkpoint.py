@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_model
 from torch import nn
 
 from stages.errors import ModelError
@@ -25,7 +25,7 @@ OPTIMIZERS = "optimizers.pt"
 IDENTITY = "identity.json"
 # What may change between stop and resume without making it another training.
 FREE_KEYS = ("steps", "valid_every", "valid_batches", "checkpoint_every", "keep_last", "max_bad_steps",
-             "workers")  # fmt: skip
+             "workers", "samples")  # fmt: skip
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, pickle.UnpicklingError)
 
 
@@ -127,9 +127,14 @@ def load_latest(
 
 
 def load_weights(module: nn.Module, file: Path, remedy: str) -> None:
-    """Fill `module` from a safetensors file, names and shapes as they are. Raises ModelError."""
+    """Fill `module` from a safetensors file, names and shapes as they are. Raises ModelError.
+
+    A module made on the device "meta" gets the file's own memory, mapped and read when it is first used: nothing is
+    initialised in vain, and nothing copied.
+    """
     try:
-        load_model(module, str(file), strict=True)
+        mapped = any(parameter.is_meta for parameter in module.parameters())
+        module.load_state_dict(load_file(file), strict=True, assign=mapped)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{file} cannot be loaded: {' '.join(str(error).split())[:300]}.", remedy) from error
 

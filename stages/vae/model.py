@@ -65,7 +65,8 @@ def load_vae(folder: Path) -> Vae:
     """The VAE of a `vae` or `ldm` model folder, in eval mode. Raises ModelError when it is not whole."""
     params = Params.model_validate(model_card(folder)["params"])
     try:
-        network = AutoencoderKL.from_config(AutoencoderKL.load_config(str(folder / FOLDER), local_files_only=True))
+        with torch.device("meta"):  # see load_weights
+            network = AutoencoderKL.from_config(AutoencoderKL.load_config(str(folder / FOLDER), local_files_only=True))
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder / FOLDER} has no usable config.json.", REMEDY) from error
     load_weights(network, folder / FOLDER / WEIGHTS, REMEDY)

@@ -69,6 +69,7 @@ def load_vocoder(folder: Path) -> Vocoder:
         config = SpeechT5HifiGanConfig.from_json_file(folder / FOLDER / "config.json")
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder / FOLDER} has no usable config.json.", REMEDY) from error
-    network = SpeechT5HifiGan(config)
+    with torch.device("meta"):  # see load_weights
+        network = SpeechT5HifiGan(config)
     load_weights(network, folder / FOLDER / WEIGHTS, REMEDY)
     return Vocoder(network, params).eval()
