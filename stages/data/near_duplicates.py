@@ -2,7 +2,7 @@
 
 A track's sketch is its first minute as levels of 24 bands, four times a second. Two sketches are compared by
 their correlation at the best shift, after each band's mean is removed, so that gain and equalisation do not
-count. What is compared at all are each track's nearest neighbours by the bands' statistics (faiss), since
+count, and each moment's mean, so that two pieces do not seem one because both fade in. What is compared at all are each track's nearest neighbours by the bands' statistics (faiss), since
 comparing every pair would grow with the square of the collection.
 """
 
@@ -94,7 +94,7 @@ def similarity(first: Sketch, second: Sketch) -> float:
 
     -1 where they overlap by less than MIN_SECONDS or half of the shorter, or neither changes.
     """
-    a, b = first.astype(np.float64), second.astype(np.float64)
+    a, b = (levels - levels.mean(axis=1, keepdims=True) for levels in (first, second))
     shifts = np.arange(-MAX_SHIFT_SECONDS * RATE, MAX_SHIFT_SECONDS * RATE + 1)
     start_a, start_b = np.maximum(shifts, 0), np.maximum(-shifts, 0)
     count = np.minimum(len(a) - start_a, len(b) - start_b)

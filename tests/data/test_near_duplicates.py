@@ -46,8 +46,19 @@ def sketches() -> list[Sketch]:
 def test_no_two_demo_tracks_are_one_recording(sketches: list[Sketch]) -> None:
     assert len(sketches) == 108
     assert sum(len(found) > 0 for found in sketches) >= 105
-    alike = [pair.similarity for pair in find_pairs(sketches, 0.3)]
-    assert 0.3 < max(alike) < THRESHOLD - 0.05
+    alike = [pair.similarity for pair in find_pairs(sketches, 0.1)]
+    assert 0.1 < max(alike) < THRESHOLD - 0.3
+
+
+def test_two_pieces_that_both_fade_in_are_two() -> None:
+    """Their loudness goes the same way, which is not what a recording is known by."""
+
+    def faded(seed: int) -> Sketch:
+        noise = np.random.default_rng(seed).standard_normal((240, 24)) * 12
+        return (noise + np.linspace(-90, 60, 240)[:, None]).astype(np.int8)
+
+    assert np.corrcoef(faded(1).ravel(), faded(2).ravel())[0, 1] > 0.9
+    assert similarity(faded(1), faded(2)) < 0.2
 
 
 def test_lossy_copies_at_other_levels_and_starts_are_found(sketches: list[Sketch], tmp_path: Path) -> None:
@@ -65,7 +76,12 @@ def test_the_similarity_is_the_correlation_at_the_best_shift() -> None:
     draw = np.random.default_rng(0)
     whole = draw.integers(-60, 60, (120, 24)).astype(np.int8)
     part = (whole[17:97] // 2 + 5).astype(np.int8)
-    wanted = np.corrcoef((whole[17:97] - whole[17:97].mean(0)).ravel(), (part - part.mean(0)).ravel())[0, 1]
+
+    def centred(levels: np.ndarray) -> np.ndarray:
+        levels = levels - levels.mean(axis=1, keepdims=True)
+        return (levels - levels.mean(axis=0)).ravel()
+
+    wanted = np.corrcoef(centred(whole[17:97]), centred(part))[0, 1]
     assert similarity(whole, part) == pytest.approx(wanted, abs=1e-9)
     assert similarity(part, whole) == pytest.approx(wanted, abs=1e-9)
     assert similarity(whole, whole) == pytest.approx(1.0)
