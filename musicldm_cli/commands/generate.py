@@ -159,11 +159,13 @@ def _model_folder(found: Session, model: str | None) -> Path:
 
 def _load(found: Session, model: Path, wanted: str) -> Pipeline:
     from stages.generate.backends import choose_backend, default_cache, use_backend
+    from stages.generate.memory import shelve
     from stages.generate.pipeline import Pipeline
 
     pipeline, cache = Pipeline.load(model), default_cache()
     backend = choose_backend(wanted, pipeline, cache)
     use_backend(pipeline, backend, cache)
+    shelve(pipeline, model)
     found.output.say(f"Backend: {backend.name} ({backend.why}).")
     return pipeline
 

@@ -87,7 +87,7 @@ def use_backend(pipeline: Pipeline, backend: Backend, cache: Path) -> None:
             make = _Inductor(_Autocast(core) if half else core, folder)
         else:
             make = _Eager(_Autocast(core) if backend.name == "bf16" else core)
-        engine = _Engine(core, make)
+        engine = Engine(core, make, compiles=backend.name in ("compile", "openvino"))
         if name == "unet":
             pipeline.ldm.unet = _UnetEngine(engine)
         elif name == "vae":
@@ -142,13 +142,18 @@ class _Autocast(nn.Module):
 # What calls them as their networks were called
 
 
-class _Engine(nn.Module):
-    """One network; each shape that comes has a compiled form of its own."""
+class Engine(nn.Module):
+    """One network; each shape that comes has a compiled form of its own, which is opened when it is first wanted."""
 
-    def __init__(self, core: nn.Module, make: Callable[[tuple[Tensor, ...]], Compiled]) -> None:
+    def __init__(self, core: nn.Module, make: Callable[[tuple[Tensor, ...]], Compiled], compiles: bool) -> None:
         super().__init__()
-        self.core, self.make = core, make
+        self.core, self.make, self.compiles = core, make, compiles
         self.made: dict[tuple[torch.Size, ...], Compiled] = {}
+
+    @property
+    def network(self) -> nn.Module:
+        """The PyTorch network it stands for."""
+        return next(self.core.children()) if isinstance(self.core, (_UnetCore, _DecoderCore)) else self.core
 
     def forward(self, *tensors: Tensor) -> Tensor:
         shapes = tuple(tensor.shape for tensor in tensors)
@@ -158,7 +163,7 @@ class _Engine(nn.Module):
 
 
 class _UnetEngine(nn.Module):
-    def __init__(self, engine: _Engine) -> None:
+    def __init__(self, engine: Engine) -> None:
         super().__init__()
         self.engine = engine
 
@@ -167,7 +172,7 @@ class _UnetEngine(nn.Module):
 
 
 class _DecoderEngine(nn.Module):
-    def __init__(self, engine: _Engine) -> None:
+    def __init__(self, engine: Engine) -> None:
         super().__init__()
         self.engine = engine
 

@@ -1,0 +1,102 @@
+"""Large models one network at a time: what is not at work holds no weights.
+
+Making a clip uses the networks one after another: CLAP's text tower, UNet, VAE, vocoder, CLAP's audio tower. Their
+files are mapped, so that letting weights go costs nothing, and having them again a read from the system's cache.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from stages.clap.model import TEXT_ENCODER
+from stages.generate.backends import Engine
+from stages.generate.pipeline import Pipeline
+from stages.ldm.model import UNET
+from stages.ldm.model import WEIGHTS as UNET_WEIGHTS
+from stages.vae.model import FOLDER as VAE
+from stages.vae.model import WEIGHTS as VAE_WEIGHTS
+from stages.vocoder.model import FOLDER as VOCODER
+from stages.vocoder.model import WEIGHTS as VOCODER_WEIGHTS
+
+LARGE_BYTES = 1e9  # of a pipeline's weights; below, a reload costs more than its memory is worth
+CLAP_WEIGHTS = "model.safetensors"
+
+
+@dataclass
+class Holder:
+    """Weights that can be let go and had again."""
+
+    open: Callable[[], None]
+    close: Callable[[], None]
+
+
+class Shelf:
+    """Lets one holder at a time have its weights."""
+
+    def __init__(self) -> None:
+        self.holders: list[Holder] = []
+        self.current: Holder | None = None
+
+    def add(self, module: nn.Module, holder: Holder) -> None:
+        """From now on `holder` is opened before `module` runs, and the others closed."""
+        self.holders.append(holder)
+        holder.close()
+        module.register_forward_pre_hook(lambda *_: self.enter(holder))
+
+    def enter(self, holder: Holder) -> None:
+        if holder is self.current:
+            return
+        for other in self.holders:
+            if other is not holder:
+                other.close()
+        holder.open()
+        self.current = holder
+
+
+def shelve(pipeline: Pipeline, folder: Path) -> Shelf | None:
+    """Put the networks of a large pipeline on the CPU, loaded from `folder`, on a shelf; None for small ones.
+
+    To be called after `use_backend`: compiled networks are let go and opened again as a whole.
+    """
+    size = sum(parameter.nbytes for parameter in pipeline.parameters())
+    if size < LARGE_BYTES or pipeline.device.type != "cpu":
+        return None
+    shelf, clap = Shelf(), pipeline.clap.model
+    shelf.add(clap.text_model, _mapped(clap.text_model, folder / TEXT_ENCODER / CLAP_WEIGHTS, "text_model."))
+    shelf.add(clap.audio_model, _mapped(clap.audio_model, folder / TEXT_ENCODER / CLAP_WEIGHTS, "audio_model."))
+    places = (
+        (pipeline.ldm.unet, folder / UNET / UNET_WEIGHTS, ""),
+        (pipeline.vae.network.decoder, folder / VAE / VAE_WEIGHTS, "decoder."),
+        (pipeline.vocoder.network, folder / VOCODER / VOCODER_WEIGHTS, ""),
+    )
+    for module, file, prefix in places:
+        engine = next((part for part in module.modules() if isinstance(part, Engine)), None)
+        if engine is not None and engine.compiles:
+            shelf.add(module, Holder(lambda: None, engine.made.clear))
+        else:
+            shelf.add(module, _mapped(module if engine is None else engine.network, file, prefix))
+    return shelf
+
+
+def _mapped(module: nn.Module, file: Path, prefix: str) -> Holder:
+    """The parameters of `module`, which `file` has under their names after `prefix`."""
+    parameters = dict(module.named_parameters())
+    strides = {name: parameter.stride() for name, parameter in parameters.items()}  # channels may be last
+
+    def read() -> None:
+        with safe_open(file, "pt") as stored:
+            for name, parameter in parameters.items():
+                tensor = stored.get_tensor(prefix + name)
+                if tensor.stride() != strides[name]:
+                    tensor = torch.empty_strided(tensor.shape, strides[name], dtype=tensor.dtype).copy_(tensor)
+                parameter.data = tensor
+
+    def forget() -> None:
+        for parameter in parameters.values():
+            parameter.data = parameter.new_empty(0)
+
+    return Holder(read, forget)

@@ -1,0 +1,71 @@
+"""A large pipeline holds one network's weights at a time and sounds as if it held them all."""
+
+import pytest
+import torch
+
+from stages.generate import memory
+from stages.generate.backends import Backend, use_backend
+from stages.generate.manifest import Settings
+from stages.generate.memory import shelve
+from stages.generate.pipeline import Pipeline
+from stages.generate.prompts import Prompt
+
+QUICK = Settings("ddim", 3, 0.0, 1)
+WANTED = Prompt("a", "calm piano", 1, "slow", 2.0, 1.28)
+
+
+def held(pipeline):
+    """Bytes of weights in memory, by network."""
+    clap = pipeline.clap.model
+    networks = {
+        "text": clap.text_model, "audio": clap.audio_model, "unet": pipeline.ldm.unet,
+        "decoder": pipeline.vae.network.decoder, "vocoder": pipeline.vocoder.network,
+    }  # fmt: skip
+    return {name: sum(p.nbytes for p in network.parameters()) for name, network in networks.items()}
+
+
+def made(pipeline):
+    waveforms = pipeline.waveforms([WANTED], [0], QUICK)
+    return waveforms, pipeline.ranked(WANTED, waveforms)[0].clap_score
+
+
+@pytest.fixture
+def eager(toy_models, tmp_path):
+    pipeline = Pipeline.load(toy_models / "ldm", "cpu")
+    use_backend(pipeline, Backend("eager", ""), tmp_path)
+    return pipeline
+
+
+def test_one_network_at_a_time_makes_the_same_sound(eager, toy_models, monkeypatch):
+    expected, score = made(eager)
+    whole = held(eager)
+    monkeypatch.setattr(memory, "LARGE_BYTES", 0)
+    assert shelve(eager, toy_models / "ldm") is not None
+    assert sum(held(eager).values()) == 0
+    eager.embed(["x"])
+    assert {name for name, size in held(eager).items() if size} == {"text"}
+    assert held(eager)["text"] == whole["text"]
+    waveforms = eager.waveforms([WANTED], [0], QUICK)
+    assert {name for name, size in held(eager).items() if size} == {"vocoder"}
+    assert torch.equal(waveforms, expected)
+    assert eager.ranked(WANTED, waveforms)[0].clap_score == score
+    again, same = made(eager)
+    assert torch.equal(again, expected)
+    assert same == score
+
+
+def test_compiled_networks_are_let_go_too(toy_models, eager, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(memory, "LARGE_BYTES", 0)
+    pipeline = Pipeline.load(toy_models / "ldm", "cpu")
+    use_backend(pipeline, Backend("openvino", ""), tmp_path)
+    shelve(pipeline, toy_models / "ldm")
+    found, _ = made(pipeline)
+    assert (found - eager.waveforms([WANTED], [0], QUICK)).abs().max() < 1e-3
+    assert not pipeline.ldm.unet.engine.made
+    assert torch.equal(found, made(pipeline)[0])
+
+
+def test_small_pipelines_are_left_whole(eager, toy_models):
+    assert shelve(eager, toy_models / "ldm") is None
+    assert all(held(eager).values())
