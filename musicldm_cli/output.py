@@ -73,7 +73,7 @@ class Output:
 
             def report(label: str, done: int, total: int) -> None:
                 if label not in tasks:
-                    tasks[label] = bars.add_task(label)
+                    tasks[label] = bars.add_task(label, total=total or None)
                 bars.update(tasks[label], completed=done, total=total or None)
 
             yield report
