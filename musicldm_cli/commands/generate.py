@@ -164,8 +164,7 @@ def _load(found: Session, model: Path, wanted: str) -> Pipeline:
 
     pipeline, cache = Pipeline.load(model), default_cache()
     backend = choose_backend(wanted, pipeline, cache)
-    use_backend(pipeline, backend, cache)
-    shelve(pipeline, model)
+    use_backend(pipeline, backend, cache, shelve(pipeline, model, backend.channels_last))
     found.output.say(f"Backend: {backend.name} ({backend.why}).")
     return pipeline
 

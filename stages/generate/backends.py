@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.errors import MissingDependencyError, ModelError, UsageError
+from stages.generate.memory import Holder, Shelf
 from stages.generate.pipeline import Pipeline
 from stages.store import atomic_folder
 
@@ -35,6 +36,11 @@ class Backend:
 
     name: str
     why: str
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the UNet's weights are to lie so: PyTorch's convolutions want it, compilers arrange it themselves."""
+        return self.name in ("eager", "bf16")
 
 
 def default_cache() -> Path:
@@ -73,11 +79,15 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
 
 
-def use_backend(pipeline: Pipeline, backend: Backend, cache: Path) -> None:
-    """Put the backend's engines in the places of the pipeline's networks, in place."""
-    unet = _UnetCore(pipeline.ldm.unet, channels_last=backend.name != "openvino")
+def use_backend(pipeline: Pipeline, backend: Backend, cache: Path, shelf: Shelf | None = None) -> None:
+    """Put the backend's engines in the places of the pipeline's networks, in place.
+
+    On a `shelf` the compiled forms are let go like weights, and opened again when they are wanted.
+    """
+    unet = _UnetCore(pipeline.ldm.unet, backend.channels_last)
     cores = (unet, _DecoderCore(pipeline.vae.network.decoder), pipeline.vocoder.network)
     half = backend.name == "bf16" or has_fast_bfloat16(pipeline.device)
+    engines = []
     for core, name in zip(cores, ("unet", "vae", "vocoder"), strict=True):
         folder = cache / _key(backend.name, pipeline) / name
         make: Callable[[tuple[Tensor, ...]], Compiled]
@@ -87,13 +97,12 @@ def use_backend(pipeline: Pipeline, backend: Backend, cache: Path) -> None:
             make = _Inductor(_Autocast(core) if half else core, folder)
         else:
             make = _Eager(_Autocast(core) if backend.name == "bf16" else core)
-        engine = Engine(core, make, compiles=backend.name in ("compile", "openvino"))
-        if name == "unet":
-            pipeline.ldm.unet = _UnetEngine(engine)
-        elif name == "vae":
-            pipeline.vae.network.decoder = _DecoderEngine(engine)
-        else:
-            pipeline.vocoder.network = engine
+        engines.append(Engine(core, make))
+        if shelf is not None and backend.name in ("compile", "openvino"):
+            shelf.add(engines[-1], Holder(lambda: None, engines[-1].made.clear))
+    pipeline.ldm.unet = _UnetEngine(engines[0])
+    pipeline.vae.network.decoder = _DecoderEngine(engines[1])
+    pipeline.vocoder.network = engines[2]
 
 
 def _key(backend: str, pipeline: Pipeline) -> Path:
@@ -108,8 +117,6 @@ def _key(backend: str, pipeline: Pipeline) -> Path:
 
 
 class _UnetCore(nn.Module):
-    """With its channels last, which PyTorch's convolutions want and OpenVINO arranges for itself."""
-
     def __init__(self, unet: Any, channels_last: bool) -> None:
         super().__init__()
         self.format = torch.channels_last if channels_last else torch.contiguous_format
@@ -145,15 +152,10 @@ class _Autocast(nn.Module):
 class Engine(nn.Module):
     """One network; each shape that comes has a compiled form of its own, which is opened when it is first wanted."""
 
-    def __init__(self, core: nn.Module, make: Callable[[tuple[Tensor, ...]], Compiled], compiles: bool) -> None:
+    def __init__(self, core: nn.Module, make: Callable[[tuple[Tensor, ...]], Compiled]) -> None:
         super().__init__()
-        self.core, self.make, self.compiles = core, make, compiles
+        self.core, self.make = core, make
         self.made: dict[tuple[torch.Size, ...], Compiled] = {}
-
-    @property
-    def network(self) -> nn.Module:
-        """The PyTorch network it stands for."""
-        return next(self.core.children()) if isinstance(self.core, (_UnetCore, _DecoderCore)) else self.core
 
     def forward(self, *tensors: Tensor) -> Tensor:
         shapes = tuple(tensor.shape for tensor in tensors)

@@ -13,7 +13,6 @@ from safetensors import safe_open
 from torch import nn
 
 from stages.clap.model import TEXT_ENCODER
-from stages.generate.backends import Engine
 from stages.generate.pipeline import Pipeline
 from stages.ldm.model import UNET
 from stages.ldm.model import WEIGHTS as UNET_WEIGHTS
@@ -57,43 +56,37 @@ class Shelf:
         self.current = holder
 
 
-def shelve(pipeline: Pipeline, folder: Path) -> Shelf | None:
+def shelve(pipeline: Pipeline, folder: Path, channels_last: bool = True) -> Shelf | None:
     """Put the networks of a large pipeline on the CPU, loaded from `folder`, on a shelf; None for small ones.
 
-    To be called after `use_backend`: compiled networks are let go and opened again as a whole.
+    `channels_last`: the order of axes that the UNet's weights are to have, as PyTorch's convolutions want them.
     """
     size = sum(parameter.nbytes for parameter in pipeline.parameters())
     if size < LARGE_BYTES or pipeline.device.type != "cpu":
         return None
     shelf, clap = Shelf(), pipeline.clap.model
-    shelf.add(clap.text_model, _mapped(clap.text_model, folder / TEXT_ENCODER / CLAP_WEIGHTS, "text_model."))
-    shelf.add(clap.audio_model, _mapped(clap.audio_model, folder / TEXT_ENCODER / CLAP_WEIGHTS, "audio_model."))
-    places = (
-        (pipeline.ldm.unet, folder / UNET / UNET_WEIGHTS, ""),
-        (pipeline.vae.network.decoder, folder / VAE / VAE_WEIGHTS, "decoder."),
-        (pipeline.vocoder.network, folder / VOCODER / VOCODER_WEIGHTS, ""),
-    )
-    for module, file, prefix in places:
-        engine = next((part for part in module.modules() if isinstance(part, Engine)), None)
-        if engine is not None and engine.compiles:
-            shelf.add(module, Holder(lambda: None, engine.made.clear))
-        else:
-            shelf.add(module, _mapped(module if engine is None else engine.network, file, prefix))
+    towers, plain, last = folder / TEXT_ENCODER / CLAP_WEIGHTS, torch.contiguous_format, torch.channels_last
+    for module, file, prefix, order in (
+        (clap.text_model, towers, "text_model.", plain),
+        (clap.audio_model, towers, "audio_model.", plain),
+        (pipeline.ldm.unet, folder / UNET / UNET_WEIGHTS, "", last if channels_last else plain),
+        (pipeline.vae.network.decoder, folder / VAE / VAE_WEIGHTS, "decoder.", last),
+        (pipeline.vocoder.network, folder / VOCODER / VOCODER_WEIGHTS, "", plain),
+    ):
+        shelf.add(module, _mapped(module, file, prefix, order))
     return shelf
 
 
-def _mapped(module: nn.Module, file: Path, prefix: str) -> Holder:
-    """The parameters of `module`, which `file` has under their names after `prefix`."""
+def _mapped(module: nn.Module, file: Path, prefix: str, order: torch.memory_format) -> Holder:
+    """The parameters of `module`, which `file` has under their names after `prefix`, in that order of axes."""
     parameters = dict(module.named_parameters())
-    strides = {name: parameter.stride() for name, parameter in parameters.items()}  # channels may be last
 
     def read() -> None:
-        with safe_open(file, "pt") as stored:
-            for name, parameter in parameters.items():
+        for name, parameter in parameters.items():
+            with safe_open(file, "pt") as stored:  # anew for each, so that what was copied is not mapped as well
                 tensor = stored.get_tensor(prefix + name)
-                if tensor.stride() != strides[name]:
-                    tensor = torch.empty_strided(tensor.shape, strides[name], dtype=tensor.dtype).copy_(tensor)
-                parameter.data = tensor
+            parameter.data = tensor.to(memory_format=order) if tensor.ndim == 4 else tensor
+            del tensor
 
     def forget() -> None:
         for parameter in parameters.values():
