@@ -19,13 +19,14 @@ PROFILES = {
     "major": [6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88],
     "minor": [6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17],
 }
+VERSION = 1  # of the measurements; raise it when they change, so that none kept from before are used
 
 
 @dataclass(frozen=True)
 class Descriptors:
-    """Measurements of one track. Silence has no key, no brightness and no tags."""
+    """Measurements of one track. Silence has no loudness, no key, no brightness and no tags."""
 
-    loudness_dbfs: float  # RMS over the track, full scale 1.0; -inf for digital silence
+    loudness_dbfs: float | None  # RMS over the track, full scale 1.0
     dynamics_db: float  # between the quiet tenth and the loud twentieth of the frames that sound
     brightness_hz: float | None  # spectral centroid, mean over the frames weighted by their magnitude
     key: str | None  # such as "E flat minor"
@@ -40,16 +41,15 @@ def describe(samples: NDArray[np.float32], tagger: musicnn.MusicNN | None) -> De
 
     magnitude = np.abs(librosa.stft(samples, n_fft=N_FFT, hop_length=HOP_SAMPLES, pad_mode="constant"))
     frames = decibels(librosa.feature.rms(y=samples, frame_length=N_FFT, hop_length=HOP_SAMPLES)[0])
-    loudness = float(decibels(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))))
     sounding = frames > SILENCE_DBFS
     if not sounding.any():
-        return Descriptors(loudness, 0.0, None, None, 0.0, 0.0, {})
+        return Descriptors(None, 0.0, None, None, 0.0, 0.0, {})
     quiet, loud = np.percentile(frames[sounding], [10, 95])
     centroid = librosa.feature.spectral_centroid(S=magnitude, sr=SAMPLE_RATE)[0]
     chroma = librosa.feature.chroma_stft(S=magnitude**2, sr=SAMPLE_RATE, n_fft=N_FFT)[:, sounding]
     key, correlation, margin = find_key(chroma.mean(axis=1))
     return Descriptors(
-        loudness_dbfs=loudness,
+        loudness_dbfs=float(decibels(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))),
         dynamics_db=float(loud - quiet),
         brightness_hz=float(np.average(centroid, weights=magnitude.sum(axis=0))),
         key=key,

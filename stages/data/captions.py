@@ -6,7 +6,7 @@ Every added word is listed with its measure and value, and nothing is said of wh
 import csv
 import hashlib
 import io as text_io
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ import numpy as np
 
 from stages import params
 from stages.audio import io
-from stages.audio.descriptors import SAMPLE_RATE, Descriptors, compile_librosa, describe
+from stages.audio.descriptors import SAMPLE_RATE, VERSION, Descriptors, compile_librosa, describe
 from stages.audio.musicnn import MusicNN, Name, load_musicnn
 from stages.data.manifest import Track, read_manifest
 from stages.data.parallel import run_each
 from stages.errors import DataError
 from stages.progress import Progress, silent
-from stages.store import read_jsonl, write_jsonl, write_text
+from stages.store import read_json, read_jsonl, write_json, write_jsonl, write_text
 
+MEASURED = "tracks"
 CAPTIONS = "captions.jsonl"
 PROMPTS = "prompts.csv"
 TAGGER: Name = "MTT_musicnn"
@@ -67,8 +68,9 @@ def write_captions(
 ) -> dict[str, int]:
     """Measure every track and write `out`/captions.jsonl, and prompts.csv of the test split; returns counts.
 
-    `jobs` processes at a time (default: one for each CPU), or a Dask cluster. Raises DataError for
-    unreadable audio and for a track without a row in `beats`.
+    Measurements are kept in `out`/tracks under the audio's hash, so that an interrupted run goes on, and other
+    words, tempos or seeds measure nothing again. `jobs` processes at a time (default: one for each CPU), or a
+    Dask cluster. Raises DataError for unreadable audio and for a track without a row in `beats`.
     """
     manifest = read_manifest(audio_manifest)
     again = "Track the beats: musicldm prep beats"
@@ -76,25 +78,46 @@ def write_captions(
     missing = [track.id for track in manifest.tracks if track.id not in tempos]
     if missing:
         raise DataError(f"{beats} has no row for track {missing[0]} ({len(missing)} are missing).", again)
-    tracks = manifest.tracks
-    items = [(track, manifest.audio_path(track).absolute(), tempos[track.id], settings) for track in tracks]
-    compile_librosa()
-    found = dict(run_each(_row, items, jobs=jobs, dask=dask, label="Captions", progress=progress))
-    rows = [found[index] for index in range(len(tracks))]
+    tagged = settings.captions.tags > 0
+    kept = {track.id: _kept(out, track, tagged) for track in manifest.tracks}
+    todo = {kept[track.id]: manifest.audio_path(track).absolute() for track in manifest.tracks}
+    todo = {file: path for file, path in todo.items() if not file.exists()}
+    if todo:
+        compile_librosa()
+    targets, items = list(todo), [(path, tagged) for path in todo.values()]
+    for index, found in run_each(_measure, items, jobs=jobs, dask=dask, label="Captions", progress=progress):
+        write_json(targets[index], asdict(found))
+    rows = [_row(track, _read(kept[track.id]), tempos[track.id], settings) for track in manifest.tracks]
     prompts = [(row["id"], row["caption"]) for row in rows if row["split"] == "test"]
     write_text(out / PROMPTS, _csv([("id", "prompt"), *prompts]))
     write_jsonl(out / CAPTIONS, rows)
     return {"tracks": len(rows), "words": sum(len(row["words"]) for row in rows), "prompts": len(prompts)}
 
 
+def _kept(out: Path, track: Track, tagged: bool) -> Path:
+    return out / MEASURED / f"{track.sha256}-{VERSION}-{TAGGER if tagged else 'untagged'}.json"
+
+
+def _read(file: Path) -> Descriptors:
+    again = f"Remove {file} and run again: musicldm prep captions"
+    try:
+        return Descriptors(**read_json(file, again))
+    except TypeError as error:
+        raise DataError(f"{file} holds other measurements than are made now.", again) from error
+
+
 _taggers: dict[Name, MusicNN] = {}  # one in each process
 
 
-def _row(track: Track, path: Path, tempo: dict[str, Any], settings: params.Params) -> dict[str, Any]:
-    if settings.captions.tags and TAGGER not in _taggers:
+def _measure(path: Path, tagged: bool) -> Descriptors:
+    if tagged and TAGGER not in _taggers:
         _taggers[TAGGER] = load_musicnn(TAGGER)
     samples, _ = io.read(path, SAMPLE_RATE)
-    words = find_words(describe(samples, _taggers.get(TAGGER) if settings.captions.tags else None), tempo, settings)
+    return describe(samples, _taggers[TAGGER] if tagged else None)
+
+
+def _row(track: Track, found: Descriptors, tempo: dict[str, Any], settings: params.Params) -> dict[str, Any]:
+    words = find_words(found, tempo, settings)
     seed = int.from_bytes(hashlib.sha256(f"{settings.captions.seed} {track.id}".encode()).digest()[:8], "big")
     return {
         "id": track.id,
@@ -112,7 +135,7 @@ def find_words(found: Descriptors, tempo: dict[str, Any], settings: params.Param
     if bpm is not None and tempo["tempo_confidence"] >= settings.tempo.min_confidence:
         words.append(Word(f"{bpm:.0f} BPM", "tempo_bpm", round(bpm, 2)))
         words += _outside("tempo_bpm", bpm, SLOW_BELOW_BPM, "slow", FAST_ABOVE_BPM, "fast")
-    if found.brightness_hz is None:  # silence
+    if found.loudness_dbfs is None or found.brightness_hz is None:  # silence
         return words
     if found.key is not None and found.key_correlation >= MIN_KEY_CORRELATION and found.key_margin >= MIN_KEY_MARGIN:
         words.append(Word(found.key, "key_correlation", round(found.key_correlation, 3)))

@@ -14,7 +14,7 @@ from stages.params import resolve
 PARAMS = resolve({"preset": "tiny"})
 FILES = ["flare_battle_theme", "hyperrogue_hr3_hell", "warzone_broken_dreams"]  # hell has no beats here
 NO_TEMPO = {"tempo_bpm": None, "tempo_confidence": 0.0}
-SILENT = Descriptors(-np.inf, 0.0, None, None, 0.0, 0.0, {})
+SILENT = Descriptors(None, 0.0, None, None, 0.0, 0.0, {})
 
 
 def tones(*hertz, seconds=4.0, peak=0.5):
@@ -150,6 +150,24 @@ def test_captions_are_a_function_of_audio_and_seed(work, tmp_path):
     others = [write(seed, tmp_path / "c") for seed in range(1, 5)]
     assert any(other != first for other in others)
     assert all(o["words"] == f["words"] for other in others for o, f in zip(other, first, strict=True))
+
+
+def test_measurements_are_kept_and_an_interrupted_run_goes_on(work, tmp_path):
+    manifest, beats = work / "audio" / "manifest.csv", work / "beats" / "beats.jsonl"
+    settings = resolve({"preset": "tiny", "captions": {"tags": 0}})
+    write_captions(manifest, beats, tmp_path, settings, jobs=1)
+    first, measured = (tmp_path / "captions.jsonl").read_bytes(), sorted((tmp_path / "tracks").iterdir())
+    assert len(measured) == 3
+    measured[1].unlink()
+    (tmp_path / "captions.jsonl").unlink()
+    times = {file: file.stat().st_mtime_ns for file in (measured[0], measured[2])}
+    write_captions(manifest, beats, tmp_path, settings, jobs=1)
+    assert (tmp_path / "captions.jsonl").read_bytes() == first
+    assert sorted((tmp_path / "tracks").iterdir()) == measured
+    assert {file: file.stat().st_mtime_ns for file in times} == times
+    measured[0].write_text('{"loudness": 3}')
+    with pytest.raises(DataError, match="other measurements"):
+        write_captions(manifest, beats, tmp_path, settings, jobs=1)
 
 
 def test_a_track_without_beats_row_is_named(work, tmp_path):
