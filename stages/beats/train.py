@@ -1,7 +1,7 @@
 """`musicldm train beats`: the Beat Transformer on rendered scores, whose beats are exact."""
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.audio import io
-from stages.beats.clips import BeatClips
+from stages.beats.clips import BeatClips, listen
 from stages.beats.decode import decode
 from stages.beats.features import MIX, log_mel
 from stages.beats.model import SCALE_DB, Tracker, save_tracker
@@ -19,9 +19,10 @@ from stages.errors import DataError
 from stages.params import Params
 from stages.progress import Progress, silent
 from stages.store import sha256
+from stages.training.card import of_training
 from stages.training.checkpoint import training_identity
 from stages.training.devices import is_main_process
-from stages.training.loop import History, train
+from stages.training.loop import History, Options, train
 from stages.training.state import Backward, averaged_weights, build_state
 
 TEMPO_WEIGHT = 0.05
@@ -34,7 +35,11 @@ class BeatTask:
 
     name = "beats"
 
-    def __init__(self, params: Params, scores: Path, cache: Path, progress: Progress = silent) -> None:
+    phases: tuple[int, ...] = (0,)
+
+    def __init__(
+        self, params: Params, scores: Path, cache: Path, distil: Path | None = None, progress: Progress = silent
+    ) -> None:
         torch.manual_seed(params.beats.train.seed)
         settings = params.beats
         self.params, self.settings = params, settings.train
@@ -44,7 +49,8 @@ class BeatTask:
         if not of["train"]:
             raise DataError(f"{scores / INDEX} lists no piece to train on.", "Fetch more: --pieces 600")
         self.test = of["test"]
-        self.dataset = BeatClips(scores, of["train"], frames, cache, augment=True, progress=progress)
+        taught = listen(distil, cache, progress) if distil is not None else []
+        self.dataset = BeatClips(scores, of["train"], frames, cache, augment=True, progress=progress, taught=taught)
         self.valid_dataset = BeatClips(scores, of["valid"], frames, cache, augment=False) if of["valid"] else None
         first, second = settings.network.channels
         sizes = Sizes(1, (first, second), settings.network.width, settings.network.feedforward, settings.network.layers)
@@ -70,7 +76,7 @@ class BeatTask:
                 "tempo": of_tempo}  # fmt: skip
 
     def track_id(self, track: int) -> str:
-        return self.dataset.pieces[track].id
+        return self.dataset.ids[track]
 
 
 def train_beats(
@@ -79,34 +85,31 @@ def train_beats(
     out: Path,
     checkpoints: Path,
     *,
-    resume: bool | None = None,
-    progress: Progress = silent,
-    log: Callable[[str], None] | None = None,
-    warn: Callable[[str], None] | None = None,
+    distil: Path | None = None,
+    **options: Unpack[Options],
 ) -> History:
     """Train on the pieces of `data fetch score-beats` in `scores`, and save the tracker, sealed, as `out`.
 
-    Ends with the F-measure of beats and downbeats on pieces of the test split. Raises what
-    stages.training.loop.train does, and DataError for a folder without pieces.
+    With `distil`, also on what madmom's networks hear in the audio of that folder. Ends with the F-measure of beats
+    and downbeats on pieces of the test split. Raises what stages.training.loop.train does, and DataError for a
+    folder without pieces.
     """
-    task = BeatTask(params, scores, checkpoints / "beat-features", progress)
+    task = BeatTask(params, scores, checkpoints / "beat-features", distil, options.get("progress", silent))
     digest = sha256(scores / INDEX)[:12]
-    wanted = ("beats.network", "beats.crop_seconds", "beats.train", "data")
+    wanted = ("beats.network", "beats.crop_seconds", "beats.train", "data", "distil")
+    taught = " ".join(file.audio.name for file in task.dataset.taught)
     identity = {
-        key: value for key, value in training_identity(params, "beats", data=digest).items() if key.startswith(wanted)
+        key: value
+        for key, value in training_identity(params, "beats", data=digest, distil=taught).items()
+        if key.startswith(wanted)
     }
-    history = train(
-        task, checkpoints=checkpoints, identity=identity, resume=resume, progress=progress, log=log, warn=warn
-    )
+    history = train(task, checkpoints=checkpoints, identity=identity, **options)
     if is_main_process():
         with averaged_weights(task.state):
-            tracker = Tracker(task.network.eval(), MIX)
+            tracker = Tracker(task.network.eval().cpu(), MIX)
             history.figures["test"] = test_figures(tracker, scores, task.test[:TEST_PIECES], params)
-            card = {
-                "preset": params.preset, "params": params.model_dump(mode="json"), "params_digest": params.digest(),
-                "data_digest": digest, "steps": history.steps, "losses": history.valid, **history.figures,
-            }  # fmt: skip
-            save_tracker(tracker, out, card)
+            history.figures["distilled_from"] = "madmom" if task.dataset.taught else None
+            save_tracker(tracker, out, of_training(params, history, digest))
     return history
 
 

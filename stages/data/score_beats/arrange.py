@@ -11,9 +11,10 @@ from stages.data.score_beats.score import DRUMS, NOTE, Notes, Score
 LEADS = (0, 4, 6, 11, 21, 22, 24, 25, 26, 27, 29, 30, 40, 41, 42, 56, 57, 60, 64, 65, 66, 68, 71, 73, 74, 75, 78, 80,
          81, 82, 84, 87, 105, 110)  # fmt: skip
 CHORDAL = (0, 1, 2, 4, 5, 6, 7, 16, 18, 19, 21, 24, 25, 26, 27, 28, 29, 30, 46, 48, 50, 51, 61, 62, 63, 81, 88, 90)
+GUITARS = (27, 28, 29, 30, 30, 81)
 BASSES = (32, 33, 34, 35, 36, 38, 39, 43, 58)
 CHOIR = (0, 6, 19, 20, 40, 42, 48, 49, 52, 57, 60, 61, 68, 71, 73)
-KICK, SNARE, RIM, CLAP, CLOSED, OPEN, RIDE, CRASH = 36, 38, 37, 39, 42, 46, 51, 49
+KICK, SNARE, RIM, CLAP, CLOSED, OPEN, RIDE, CRASH, CHINA = 36, 38, 37, 39, 42, 46, 51, 49, 52
 TOMS = (50, 48, 47, 45, 43)
 PERCUSSION = (54, 56, 60, 61, 62, 63, 64, 69, 70, 75, 76)
 TRIADS = {"major": (0, 4, 7), "minor": (0, 3, 7)}
@@ -46,7 +47,7 @@ def arrange(score: Score, generator: np.random.Generator) -> Score:
         same = generator.random() < 0.6
         programs = [int(generator.choice(CHOIR))] * parts if same else [int(p) for p in generator.choice(CHOIR, parts)]
         return dataclasses.replace(score, programs=tuple(programs))
-    style = generator.choice(["alone", "chords", "band", "drums"], p=[0.15, 0.2, 0.5, 0.15])
+    style = generator.choice(["alone", "chords", "band", "drums", "rock"], p=[0.15, 0.15, 0.33, 0.1, 0.27])
     programs, rows = [int(generator.choice(LEADS))], []
     if style in ("chords", "band"):
         chords = harmony(score)
@@ -54,12 +55,19 @@ def arrange(score: Score, generator: np.random.Generator) -> Score:
         programs.append(int(generator.choice(CHORDAL)))
         rows += bass(score, chords, len(programs), generator)
         programs.append(int(generator.choice(BASSES)))
-    if style in ("band", "drums"):
-        rows += drums(score, len(programs), generator)
+    if style == "rock":
+        chords, pattern = harmony(score), _riff_pattern(score, generator)
+        for program in (int(generator.choice(GUITARS)), int(generator.choice(GUITARS)), int(generator.choice(BASSES))):
+            rows += riff(score, chords, pattern, len(programs), 24 if program in BASSES else 36, generator)
+            programs.append(program)
+    if style in ("band", "drums", "rock"):
+        rows += drums(score, len(programs), generator, loud=style == "rock")
         programs.append(DRUMS)
     made = np.concatenate([score.notes, np.array(rows, dtype=NOTE)]) if rows else score.notes
     made = made[np.argsort(made["start"], kind="stable")]
-    if style != "alone" and generator.random() < 0.3:
+    if style == "rock" and generator.random() < 0.5:
+        made = made[made["part"] != 0]
+    elif style != "alone" and generator.random() < 0.3:
         made = _without(made, 0, score, generator)
     # drums make one bar of four out of two of two, as a band counts them
     metre = 4 if DRUMS in programs and score.metre == 2 and not score.compound else score.metre
@@ -131,11 +139,47 @@ def bass(score: Score, chords: list[tuple[int, ...]], part: int, generator: np.r
     return rows
 
 
-def drums(score: Score, part: int, generator: np.random.Generator) -> Rows:
-    """A pattern of one or two bars drawn by the probability of each place, with fills, crashes and breaks."""
+def _riff_pattern(score: Score, generator: np.random.Generator) -> NDArray[np.int64]:
+    """What a guitar plays at each place of two bars: 0 nothing, 1 a muted note, 2 a chord."""
+    steps = 3 if score.compound else int(generator.choice([2, 4]))
+    busy = generator.choice([0.35, 0.6, 0.95])
+    pattern = np.where(generator.random(2 * score.metre * steps) < busy, 1, 0)
+    pattern[generator.random(len(pattern)) < generator.choice([0.1, 0.3])] = 2
+    pattern[0] = 2
+    return pattern
+
+
+def riff(
+    score: Score,
+    chords: list[tuple[int, ...]],
+    pattern: NDArray[np.int64],
+    part: int,
+    low: int,
+    generator: np.random.Generator,
+) -> Rows:
+    """The pattern over the chords' roots: fifths where it has a chord, the root, cut short, where it is muted."""
+    steps = len(pattern) // (2 * score.metre)
+    velocity = int(generator.integers(80, 115))
+    rows: Rows = []
+    for slot in range((score.beats - score.first) * steps):
+        kind = pattern[slot % len(pattern)]
+        start = score.first + slot / steps
+        root = low + _chord(score, chords, start)[0]
+        if kind == 1:
+            rows.append((start, 0.7 / steps, root, velocity - 12, part))
+        elif kind == 2:
+            rows += [(start, 1.2 / steps, pitch, velocity, part) for pitch in (root, root + 7, root + 12)]
+    return rows
+
+
+def drums(score: Score, part: int, generator: np.random.Generator, loud: bool = False) -> Rows:
+    """A pattern of one or two bars drawn by the probability of each place, with fills, crashes and breaks.
+
+    `loud`: sometimes a kick on every place, and a cymbal on the beats alone.
+    """
     steps = 3 if score.compound else int(generator.choice([2, 4], p=[0.4, 0.6]))
     bar = score.metre * steps
-    patterns = [_pattern(score, steps, generator) for _ in range(2)]
+    patterns = [_pattern(score, steps, generator, loud) for _ in range(2)]
     fill_every = int(generator.choice([4, 8, 16]))
     breaks = generator.random() < 0.25
     rows: Rows = []
@@ -160,7 +204,7 @@ def drums(score: Score, part: int, generator: np.random.Generator) -> Rows:
     return rows
 
 
-def _pattern(score: Score, steps: int, generator: np.random.Generator) -> dict[int, NDArray[np.int64]]:
+def _pattern(score: Score, steps: int, generator: np.random.Generator, loud: bool) -> dict[int, NDArray[np.int64]]:
     """For each instrument of the kit its velocity (0: silent) at each of a bar's places."""
     places = score.metre * steps
     beat, sub = np.divmod(np.arange(places), steps)
@@ -180,9 +224,16 @@ def _pattern(score: Score, steps: int, generator: np.random.Generator) -> dict[i
         kick, snare = np.where(on, 0.45, 0.2), np.where(on, 0.3, 0.15)
     kick[0] = max(kick[0], 0.92)
     hat = np.where(on, 0.97, 0.9 if generator.random() < 0.55 else 0.25)
-    if generator.random() < 0.25:
+    tops = (CLOSED, CLOSED, RIDE, OPEN)
+    if loud:
+        tops = (CLOSED, OPEN, RIDE, CRASH, CHINA)
+        if generator.random() < 0.35:
+            kick = np.full(places, 0.95)
+        if generator.random() < 0.5:
+            hat = np.where(on, 0.97, 0.05)
+    elif generator.random() < 0.25:
         hat = np.where(on, 0.1, 0.9 * (sub == steps // 2))  # off the beat only, as in disco
-    top, back = int(generator.choice([CLOSED, CLOSED, RIDE, OPEN])), int(generator.choice([SNARE, SNARE, RIM, CLAP]))
+    top, back = int(generator.choice(tops)), int(generator.choice([SNARE, SNARE, RIM, CLAP]))
     level = generator.integers(70, 115, 3)
     made = {KICK: kick, back: snare, top: hat}
     hits = {

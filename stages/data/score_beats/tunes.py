@@ -54,7 +54,7 @@ def read_tune(collection: str, file: str, number: int | None) -> Score | None:
     from music21 import converter
 
     parsed = converter.parse(file) if number is None else converter.parse(file, number=number)
-    staves = [part.stripTies() for part in getattr(parsed, "parts", [])]
+    staves = list(getattr(parsed, "parts", []))
     grids = {_grid(stave) for stave in staves}
     grid = grids.pop() if len(grids) == 1 else None
     if grid is None:
@@ -109,7 +109,7 @@ def _grid(stave: Any) -> _Grid | None:
 
 def _sounding(stave: Any) -> Iterator[tuple[float, float, int]]:
     """(start, length) in quarter notes and MIDI pitch of every note that has a length."""
-    for element in stave.flatten().notes:
+    for element in stave.stripTies().flatten().notes:
         for pitch in element.pitches if element.duration.quarterLength else ():
             yield float(element.offset), float(element.duration.quarterLength), int(pitch.midi)
 

@@ -1,0 +1,135 @@
+"""Rendered scores: that the beats said are the beats played."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.data.score_beats import arrange, collection, grooves, tunes
+from stages.data.score_beats.perform import MAX_SECONDS, perform
+from stages.data.score_beats.score import DRUMS, Score, notes
+
+
+def scale(metre: int, first: int, bars: int = 12, compound: bool = False) -> Score:
+    """A note of C major on every beat, and one half a beat later."""
+    beats = first + bars * metre
+    pitches = [60 + (0, 2, 4, 5, 7, 9, 11)[beat % 7] for beat in range(beats)]
+    rows = [(beat + half, 0.5, pitches[beat], 90, 0) for beat in range(beats) for half in (0, 0.5)]
+    return Score("scale", "A scale", "test", "CC0-1.0", metre, first, beats, notes(rows), (0,), compound)
+
+
+@given(st.sampled_from([2, 3, 4]), st.integers(0, 3), st.floats(55, 215), st.integers(0, 2**32))
+def test_beats_are_where_the_notes_of_the_score_are(metre, pickup, bpm, seed):
+    score = scale(metre, min(pickup, metre - 1))
+    played = perform(score, bpm, np.random.default_rng(seed), lead_in=0.4)
+    assert len(played.beats) == len(played.positions) <= score.beats
+    assert played.beats[0] == pytest.approx(0.4)
+    assert (np.diff(played.beats) > 0).all()
+    assert played.beats[-1] < MAX_SECONDS
+    assert (np.diff(played.positions) % metre == 1 % metre).all()
+    assert played.positions[score.first] == 1
+    starts = played.notes["start"]
+    nearest = np.abs(starts[:, None] - played.beats[None, :]).min(axis=0)
+    assert nearest.max() < 0.07  # the touch is at most some hundredths of a second
+
+
+@given(st.sampled_from([2, 3, 4]), st.integers(0, 3), st.booleans(), st.integers(0, 2**32))
+def test_an_arrangement_keeps_the_bars(metre, pickup, compound, seed):
+    score = scale(metre, min(pickup, metre - 1), compound=compound)
+    longer = arrange.lengthen(score, 70)
+    assert longer.beats >= 70
+    assert (longer.beats - score.beats) % metre == 0  # bar to bar
+    made = arrange.arrange(longer, np.random.default_rng(seed))
+    assert made.beats == longer.beats
+    assert made.first == longer.first
+    assert made.metre in (metre, 4 if metre == 2 and DRUMS in made.programs else metre)
+    assert set(made.notes["part"]) <= set(range(len(made.programs)))
+    assert made.notes["pitch"].min() >= 0
+    assert made.notes["pitch"].max() < 128
+
+
+def test_chords_hold_the_melody():
+    """C E G C in the first bar and G B D G in the second are their own chords, for each half bar."""
+    pitches = [60, 64, 67, 72, 67, 71, 74, 79]
+    score = dataclasses.replace(
+        scale(4, 0, 2), notes=notes([(beat, 1.0, pitch, 90, 0) for beat, pitch in enumerate(pitches)])
+    )
+    assert [set(chord) for chord in arrange.harmony(score)[1:4:2]] == [{0, 4, 7}, {7, 11, 2}]
+
+
+def test_all_is_drawn_from_the_seed_and_no_tune_is_in_two_splits():
+    catalogue = [(name, f"/corpus/{name}/{n}.abc", None) for name in tunes.COLLECTIONS for n in range(150)]
+    library = [grooves.Groove(f"lib/{n}", name, 4, 1, False) for n in range(60) for name in ("A", "B")]
+    plans = collection._plan(catalogue, library, 400, seed=3)
+    assert plans == collection._plan(catalogue, library, 400, seed=3)
+    assert plans[:100] == collection._plan(catalogue, library, 100, seed=3)  # fewer pieces are the first of more
+    assert plans != collection._plan(catalogue, library, 400, seed=4)
+    for keys in ([plan.tune for plan in plans], [plan.groove and plan.groove.file for plan in plans]):
+        split_of: dict[object, set[str]] = {}
+        for key, plan in zip(keys, plans, strict=True):
+            if key is not None:
+                split_of.setdefault(key, set()).add(plan.split)
+        assert all(len(splits) == 1 for splits in split_of.values())
+    assert {plan.split for plan in plans} == {"train", "valid", "test"}
+
+
+def test_the_metre_of_a_groove_is_what_its_file_says(tmp_path):
+    lib = tmp_path / "lib" / "stdlib"
+    lib.mkdir(parents=True)
+    (lib / "waltz.mma").write_text("Time 3\nTimeSig 3 4\nDefGroove Waltz A waltz.\nDefGroove Waltz1Sus\n")
+    (lib / "rock.mma").write_text("DefGroove Rock\n")
+    (lib / "jig.mma").write_text("Time 6\nTimesig 6/8\nDefGroove Jig\n")
+    (lib / "five.mma").write_text("Time 5\nTimesig 5 4\nDefGroove Five\n")
+    found = {groove.name: (groove.metre, groove.units, groove.compound) for groove in grooves.library(tmp_path)}
+    assert found == {"Waltz": (3, 1, False), "Waltz1Sus": (3, 1, False), "Rock": (4, 1, False), "Jig": (2, 3, True)}
+
+
+def corpus_piece(collection_name: str, stem: str) -> Score:
+    pytest.importorskip("music21")
+    from music21 import corpus
+
+    (path,) = [p for p in corpus.corpora.CoreCorpus().getPaths() if p.stem == stem and p.parent.name == collection_name]
+    score = tunes.read_tune(collection_name, str(path), None)
+    assert score is not None
+    return score
+
+
+def test_a_reel_with_a_pickup_and_bars_cut_by_repeats():
+    """Acacia Reel: 2/4, an eighth before the first bar, and its bars 8 and 9 are halves of one around a repeat."""
+    reel = corpus_piece("ryansMammoth", "AcaciaReel")
+    assert (reel.metre, reel.first, reel.compound) == (2, 1, False)
+    assert reel.notes["start"][0] == 0.5  # the pickup's half beat before the first downbeat
+    assert reel.positions[:4].tolist() == [2, 1, 2, 1]
+    assert reel.beats == 1 + 2 * 16
+
+
+def test_a_chorale_with_a_pickup():
+    chorale = corpus_piece("bach", "bwv101.7")
+    assert (chorale.metre, chorale.first, len(chorale.programs)) == (4, 1, 4)
+    assert chorale.notes["start"][0] == 0
+    assert chorale.beats == 1 + 4 * 12 - 1
+
+
+def test_sound_begins_where_the_beats_are():
+    """A wood block on every beat, rendered: its energy rises within 15 ms of each beat."""
+    pytest.importorskip("tinysoundfont")
+    pretty_midi = pytest.importorskip("pretty_midi")
+    from stages.data.score_beats.render import RENDER_RATE, _synthesise
+
+    score = dataclasses.replace(
+        scale(4, 0, 4), programs=(DRUMS,), notes=notes([(beat, 0.3, 76, 110, 0) for beat in range(16)]), swings=False
+    )
+    played = perform(score, 100.0, np.random.default_rng(1))
+    exact = dataclasses.replace(played, notes=played.notes.copy())
+    exact.notes["start"] = played.beats
+    font = Path(pretty_midi.__file__).parent / "TimGM6mb.sf2"
+    sound = _synthesise(exact, score.programs, font, np.random.default_rng(0))
+    level = np.abs(sound).reshape(-1, RENDER_RATE // 1000 if len(sound) % (RENDER_RATE // 1000) == 0 else 1).max(axis=1)
+    step = len(level) / len(sound) * RENDER_RATE
+    for beat in played.beats:
+        window = level[round((beat - 0.1) * step) : round((beat + 0.1) * step)]
+        onset = np.argmax(window > 0.3 * window.max()) / step - 0.1
+        assert abs(onset) < 0.015
