@@ -52,6 +52,13 @@ COLLECTIONS = (
         "more of them, those under the GPL included",
         "musicldm data fetch debian-games data/games --licence free",
     ),
+    Collection(
+        "score-beats",
+        None,
+        "tunes public domain, grooves GPL-2+",
+        "scores and grooves rendered here with exactly known beats, to train a beat tracker on",
+        "musicldm data fetch score-beats data/score-beats",
+    ),
     *(
         Collection(name, None, licence, f"{what}, if you have it on disk", f"musicldm data convert {name} DIR")
         for name, licence, what in (

@@ -224,7 +224,7 @@ def _pattern(score: Score, steps: int, generator: np.random.Generator, loud: boo
         kick, snare = np.where(on, 0.45, 0.2), np.where(on, 0.3, 0.15)
     kick[0] = max(kick[0], 0.92)
     hat = np.where(on, 0.97, 0.9 if generator.random() < 0.55 else 0.25)
-    tops = (CLOSED, CLOSED, RIDE, OPEN)
+    tops: tuple[int, ...] = (CLOSED, CLOSED, RIDE, OPEN)
     if loud:
         tops = (CLOSED, OPEN, RIDE, CRASH, CHINA)
         if generator.random() < 0.35:
