@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,6 +23,15 @@ app = typer.Typer(
     help="Train one of the networks. Every training goes on by itself where it was stopped; Ctrl-C saves first. "
     "On several GPUs or processes: accelerate launch -m musicldm_cli train ...",
 )
+
+
+class Tracker(StrEnum):
+    """Who else is told of a training's figures."""
+
+    TENSORBOARD = "tensorboard"
+    DVCLIVE = "dvclive"
+    WANDB = "wandb"
+
 
 Shards = Annotated[Path | None, typer.Option(metavar="DIR", help="Shards to train on; default the work folder's.")]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Where the trained model goes; default the work folder.")]
@@ -41,7 +51,7 @@ Override = Annotated[
     typer.Option("-S", metavar="KEY=VALUE", help="Change one key, e.g. -S vae.train.steps=2000; repeatable."),
 ]
 Track = Annotated[
-    list[Literal["tensorboard", "dvclive", "wandb"]] | None,
+    list[Tracker] | None,
     typer.Option(help="Tell this tracker of figures and samples; repeatable; default: tensorboard if installed."),
 ]
 OnlyEstimate = Annotated[
@@ -106,6 +116,38 @@ def estimate_text(figures: dict[str, Any]) -> str:
         f"All {figures['steps']} steps: {figures['total_seconds'] / 3600:.2f} h, "
         "without validation, samples and checkpoints."
     )
+
+
+@app.command()
+def beats(
+    context: typer.Context,
+    scores: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of `data fetch score-beats`.")] = Path(
+        "data/score-beats"
+    ),
+    distil: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also learn from madmom's networks on the music in this folder.")
+    ] = None,
+    out: Out = None,
+    resume: Resume = None,
+    preset: Preset = None,
+    override: Override = None,
+    track: Track = None,
+    only_estimate: OnlyEstimate = False,
+) -> None:
+    """Train a Beat Transformer on rendered scores, whose beats are exact.
+
+    Ends with the F-measure of beats and downbeats on test pieces. Use it by -S beats.model=DIR in `prep beats`.
+    madmom's networks are not for commercial use, and neither is what learned from them.
+    """
+    found = session(context)
+    params, cache = found.params(override, preset), found.layout.checkpoints / "beat-features"
+    from stages.beats.train import BeatTask, train_beats
+
+    run(
+        found, out or found.layout.models / "beats", lambda: BeatTask(params, scores, cache, distil),
+        lambda *places, **options: train_beats(params, scores, *places, distil=distil, **options), only_estimate,
+        resume=resume, trackers=track or (),
+    )  # fmt: skip
 
 
 @app.command()
