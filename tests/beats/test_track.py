@@ -60,6 +60,38 @@ def test_no_group_without_evidence(backend, samples, tmp_path):
     assert rhythm.reason
 
 
+def babble(seconds: float) -> np.ndarray:
+    """Like speech: bursts of buzz with moving formants, of irregular length and pause."""
+    generator = np.random.default_rng(5)
+    parts, made = [], 0.0
+    while made < seconds:
+        length, pause = generator.uniform(0.06, 0.3), generator.choice([0.02, 0.05, 0.1, 0.5])
+        clock = np.arange(round(length * RATE)) / RATE
+        buzz = np.sign(np.sin(2 * np.pi * generator.uniform(90, 160) * clock)) * np.hanning(len(clock))
+        parts += [buzz * np.sin(2 * np.pi * generator.uniform(300, 2500) * clock), np.zeros(round(pause * RATE))]
+        made += length + pause
+    return 0.5 * np.concatenate(parts)
+
+
+def rubato(seconds: float) -> np.ndarray:
+    """Drums whose beats last from a third of a second to one second, every next one another length."""
+    generator = np.random.default_rng(2)
+    samples = np.zeros(round((seconds + 1) * RATE))
+    kick = click_track(120, 1.0, start=0.0)[0][: round(0.2 * RATE)]
+    time = 0.2
+    while time < seconds:
+        samples[round(time * RATE) : round(time * RATE) + len(kick)] += kick
+        time += generator.uniform(0.33, 1.0)
+    return samples / np.abs(samples).max()
+
+
+@pytest.mark.parametrize("samples", [babble(20), rubato(25)], ids=["speech", "rubato"])
+def test_no_group_without_a_steady_beat(backend, samples, tmp_path):
+    rhythm = judged(backend, samples, tmp_path)
+    assert rhythm.tempo_group is None, rhythm
+    assert rhythm.tempo_confidence < 0.5
+
+
 def test_chunks_give_the_activations_of_the_whole(monkeypatch):
     """madmom's networks in chunks of twelve seconds, whatever the blocks that the audio comes in."""
     samples, _ = io.read(DEMO / "warzone_aftershocks.ogg", RATE)
@@ -171,14 +203,10 @@ def test_the_commands_track_files_and_score_them(collection, tmp_path):
     shutil.copy(collection.root / "loud.wav", music)
     shutil.copy(collection.root / "demo.wav", music / "sub")
 
-    def musicldm(*words: str) -> dict:
-        done = subprocess.run(
-            [sys.executable, "-m", "musicldm_cli", "--json", *words], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return json.loads(done.stdout)
-
-    made = musicldm("prep", "beats", "--audio", "music", "--out", "found", "--jobs", "2")
+    words = [sys.executable, "-m", "musicldm_cli", "--json", "prep", "beats", "--audio", "music", "--out", "found"]
+    done = subprocess.run([*words, "--jobs", "2"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = json.loads(done.stdout)
     assert made["paths"] == ["found/loud.beats", "found/sub/demo.beats"]
     lines = (tmp_path / "found/loud.beats").read_text().splitlines()
     assert [line.split("\t")[1] for line in lines[:5]] == ["1", "2", "3", "4", "1"]
@@ -186,7 +214,10 @@ def test_the_commands_track_files_and_score_them(collection, tmp_path):
     reference.mkdir()
     times = click_track(120, 20)[1]
     (reference / "loud.csv").write_text("time,position\n" + "".join(f"{t},{p:.0f}\n" for t, p in times))
-    scores = musicldm("eval", "beats", "found", "reference")
+    found = CliRunner().invoke(
+        app, ["--json", "eval", "beats", str(tmp_path / "found"), str(reference)], catch_exceptions=False
+    )
+    scores = json.loads(found.stdout)
     assert scores["n"] == scores["n_downbeats"] == 1
     assert scores["beats"]["f_measure"] > 0.95
     assert scores["downbeats"]["f_measure"] > 0.95
