@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -86,15 +87,17 @@ def use_backend(pipeline: Pipeline, backend: Backend, cache: Path, shelf: Shelf 
     """
     unet = _UnetCore(pipeline.ldm.unet, backend.channels_last)
     cores = (unet, _DecoderCore(pipeline.vae.network.decoder), pipeline.vocoder.network)
+    networks = (pipeline.ldm.unet, pipeline.vae.network.decoder, pipeline.vocoder.network)
     half = backend.name == "bf16" or has_fast_bfloat16(pipeline.device)
     engines = []
-    for core, name in zip(cores, ("unet", "vae", "vocoder"), strict=True):
+    for core, network, name in zip(cores, networks, ("unet", "vae", "vocoder"), strict=True):
+        ready = _nothing if shelf is None else partial(shelf.open, network)
         folder = cache / _key(backend.name, pipeline) / name
         make: Callable[[tuple[Tensor, ...]], Compiled]
         if backend.name == "openvino":
-            make = _OpenVino(core, folder, half)
+            make = _OpenVino(core, folder, ready, half)
         elif backend.name == "compile":
-            make = _Inductor(_Autocast(core) if half else core, folder)
+            make = _Inductor(_Autocast(core) if half else core, folder, ready)
         else:
             make = _Eager(_Autocast(core) if backend.name == "bf16" else core)
         engines.append(Engine(core, make))
@@ -103,6 +106,10 @@ def use_backend(pipeline: Pipeline, backend: Backend, cache: Path, shelf: Shelf 
     pipeline.ldm.unet = _UnetEngine(engines[0])
     pipeline.vae.network.decoder = _DecoderEngine(engines[1])
     pipeline.vocoder.network = engines[2]
+
+
+def _nothing() -> None:
+    """Weights that are always there need no making ready."""
 
 
 def _key(backend: str, pipeline: Pipeline) -> Path:
@@ -196,12 +203,13 @@ class _Eager:
 class _Inductor:
     """Ahead of time, so that the next command needs no compiler and no tracing."""
 
-    def __init__(self, core: nn.Module, folder: Path) -> None:
-        self.core, self.folder = core, folder
+    def __init__(self, core: nn.Module, folder: Path, ready: Callable[[], None]) -> None:
+        self.core, self.folder, self.ready = core, folder, ready
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Compiled:
         folder = self.folder / _shape_name(inputs)
         if not (folder / PACKAGE).exists():
+            self.ready()
             with torch.no_grad(), atomic_folder(folder) as temporary:
                 exported = torch.export.export(self.core.eval(), inputs)
                 try:
@@ -226,13 +234,14 @@ class _InferenceOnly:
 class _OpenVino:
     """Converted once into a file of graph and weights, which OpenVINO compiles when it is opened."""
 
-    def __init__(self, core: nn.Module, folder: Path, half: bool) -> None:
-        self.core, self.folder, self.half = core, folder, half
+    def __init__(self, core: nn.Module, folder: Path, ready: Callable[[], None], half: bool) -> None:
+        self.core, self.folder, self.ready, self.half = core, folder, ready, half
 
     def __call__(self, inputs: tuple[Tensor, ...]) -> Compiled:
         openvino = _openvino()
         folder = self.folder / _shape_name(inputs)
         if not (folder / GRAPH).exists():
+            self.ready()
             with torch.no_grad(), atomic_folder(folder) as temporary:
                 converted = openvino.convert_model(self.core.eval(), example_input=inputs)
                 converted.reshape({number: list(tensor.shape) for number, tensor in enumerate(inputs)})

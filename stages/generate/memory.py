@@ -4,6 +4,7 @@ Making a clip uses the networks one after another: CLAP's text tower, UNet, VAE,
 files are mapped, so that letting weights go costs nothing, and having them again a read from the system's cache.
 """
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,13 +39,19 @@ class Shelf:
 
     def __init__(self) -> None:
         self.holders: list[Holder] = []
+        self.by_module: dict[nn.Module, Holder] = {}
         self.current: Holder | None = None
 
     def add(self, module: nn.Module, holder: Holder) -> None:
         """From now on `holder` is opened before `module` runs, and the others closed."""
         self.holders.append(holder)
+        self.by_module[module] = holder
         holder.close()
         module.register_forward_pre_hook(lambda *_: self.enter(holder))
+
+    def open(self, module: nn.Module) -> None:
+        """Have a module's weights without running it, to compile it."""
+        self.enter(self.by_module[module])
 
     def enter(self, holder: Holder) -> None:
         if holder is self.current:
@@ -52,6 +59,7 @@ class Shelf:
         for other in self.holders:
             if other is not holder:
                 other.close()
+        _give_back()
         holder.open()
         self.current = holder
 
@@ -75,6 +83,13 @@ def shelve(pipeline: Pipeline, folder: Path, channels_last: bool = True) -> Shel
     ):
         shelf.add(module, _mapped(module, file, prefix, order))
     return shelf
+
+
+def _give_back() -> None:
+    """Have glibc return what the last network's activations left behind; other C libraries keep to themselves."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _mapped(module: nn.Module, file: Path, prefix: str, order: torch.memory_format) -> Holder:

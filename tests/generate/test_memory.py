@@ -54,13 +54,14 @@ def test_one_network_at_a_time_makes_the_same_sound(toy_models, tmp_path, monkey
     assert same == score
 
 
+@pytest.mark.slow  # converts all networks
 def test_compiled_networks_are_let_go_too(toy_models, tmp_path, monkeypatch):
     pytest.importorskip("openvino")
-    whole = load(toy_models, "openvino", tmp_path)
-    expected, _ = made(whole)
+    eager, _ = made(load(toy_models, "eager", tmp_path))
     monkeypatch.setattr(memory, "LARGE_BYTES", 0)
     pipeline = load(toy_models, "openvino", tmp_path)
-    assert torch.equal(expected, made(pipeline)[0])
+    expected, _ = made(pipeline)
+    assert (expected - eager).abs().max() < 1e-3
     assert not pipeline.ldm.unet.engine.made
     assert {name for name, size in held(pipeline).items() if size} == {"text"}  # what was last at work
     assert torch.equal(expected, made(pipeline)[0])
