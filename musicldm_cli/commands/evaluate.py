@@ -90,7 +90,7 @@ def novelty(
         list[str] | None,
         typer.Option(
             metavar="SHARE@SIM",
-            help="Exit 7 when more than SHARE have a training clip this near; mel:SHARE@SIM by log-mel similarity.",
+            help="Exit 7 when more than SHARE have a training clip this near; mel:SHARE@SIM by spectrogram.",
         ),
     ] = None,
     clap: ClapFolder = None,
@@ -157,7 +157,7 @@ def planted(
     folder = _folder(context, out, "planted")
     with _setting(context, clap, override) as setting:
         result = run.planted(setting, others, folder, count)
-    lines = [f"recall at 1% false alarms of {result['n_innocent']} innocent clips; clap: {result['backbone']}"]
+    lines = [f"recall at 1% false alarms of {result['n_innocent']} innocent clips; clap: {result['clap_backbone']}"]
     for measure in run.MEASURES:
         rows = result[measure]
         lines.append(f"{measure}: alarm above {rows['alarm_level']:.4f}")

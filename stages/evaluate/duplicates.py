@@ -20,7 +20,7 @@ WINDOWS = 1024  # searched at once
 def duplicates(
     index: TrainingIndex, settings: Evaluate, progress: Progress = silent
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """One row for each window, the most similar by log-mel first, and the shares over the thresholds.
+    """One row for each window, the most similar by spectrogram first, and the shares over the thresholds.
 
     A window is never compared with its own track, which may well repeat itself.
     """

@@ -2,7 +2,7 @@
 
 index.json     schema, network, preprocessing, data, and each track's number of windows and frames
 vectors.bin    (windows, D) float32 or float16, written as the music streams by
-frames.bin     (frames, 32) float16, the log-mel sketches of stages.evaluate.spectral
+frames.bin     (frames, 80) float16, the sketches of stages.evaluate.spectral
 """
 
 import json

@@ -1,6 +1,6 @@
 """Is it new: the nearest training music of every generated clip, by two similarities.
 
-CLAP's (paper, table 2) compares windows of training tracks as wholes, and hears style. The log-mel one
+CLAP's (paper, table 2) compares windows of training tracks as wholes, and hears style. That of spectrograms
 (stages.evaluate.spectral) slides every clip along every training track, and hears copies.
 """
 
@@ -40,7 +40,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Heard:
-    """A set's log-mel search: its best stretches, and the names of the training tracks they are in."""
+    """A set's spectrogram search: its best stretches, and the names of the training tracks they are in."""
 
     best: spectral.Best
     tracks: list[str]
@@ -64,20 +64,20 @@ class Gate:
 
 
 def parse_gate(text: str) -> Gate:
-    """`0.05@0.95` -> Gate(0.05, 0.95); `mel:0@0.7` is about the log-mel similarity. Raises UsageError."""
+    """`0.05@0.95` -> Gate(0.05, 0.95); `mel:0@0.7` is about the spectrogram similarity. Raises UsageError."""
     number = r"(0(?:\.\d+)?|1(?:\.0+)?|\.\d+)"
     match = re.fullmatch(f"(mel:)?{number}@{number}", text.strip())
     if match is None:
         raise UsageError(
             f"--fail-over {text!r} is not SHARE@SIMILARITY (0 to 1 each).",
-            "E.g.: --fail-over 0.05@0.95, or of the log-mel similarity: --fail-over mel:0@0.7",
+            "E.g.: --fail-over 0.05@0.95, or of the spectrogram similarity: --fail-over mel:0@0.7",
         )
     return Gate(float(match[2]), float(match[3]), "mel" if match[1] else "aa")
 
 
 def hear(sketches: Sequence[spectral.Frames], index: TrainingIndex) -> Heard:
     """The most similar stretch of training music for each clip's sketch."""
-    return Heard(spectral.search(sketches, index.sketches()), [track.id for track in index.tracks])
+    return Heard(spectral.search(sketches, list(index.sketches())), [track.id for track in index.tracks])
 
 
 def novelty(
@@ -88,7 +88,7 @@ def novelty(
 
     `held_out` are real clips of no training artist: what similarity music has that was not copied. SIM_AA@t is
     the share of windows whose nearest training window has a similarity of at least t; sim_mel@t the same of the
-    log-mel similarity, where `heard` has it for `generated` and `held_out`.
+    spectrogram similarity, where `heard` has it for `generated` and `held_out`.
     """
     wanted = {m: sorted({*settings.thresholds, *(g.threshold for g in gates if g.measure == m)}) for m in ("aa", "mel")}
     result: dict[str, Any] = {
@@ -160,7 +160,7 @@ def check_gate(result: dict[str, Any], gate: Gate) -> None:
     found = result["generated"][gate.key]
     if found["value"] > gate.share:
         raise GateError(
-            f"{found['value']:.1%} of {found['n']} clips have a training clip of {'log-mel ' * (gate.measure == 'mel')}"
+            f"{found['value']:.1%} of {found['n']} clips have a training clip of {'spectrogram ' * (gate.measure == 'mel')}"
             f"similarity >= {gate.threshold:g}; "
             f"the gate allows {gate.share:.1%}.",
             "Look at the nearest pairs: musicldm eval report. Train with mixup, or on more music.",

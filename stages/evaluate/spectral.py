@@ -1,29 +1,35 @@
-"""Does it sound copied, moment by moment: correlation of log-mel spectrograms at every time offset.
+"""Does it sound copied, moment by moment: correlation of whitened spectrograms at every time offset.
 
-A spectrogram here is 32 mel bands of power, ten frames a second, in nats above a floor that each band sets for
-itself. The similarity of a clip q (T, F) and a stretch x (T, F) of a training track is their normalised
-cross-correlation after each band's mean over the stretch is taken off, so that gain and equalisation do not
-count; it is 1 for a copy. Every offset of 0.1 s inside the track is tried and the largest kept, so a copy need
-not start where a training window starts. It knows nothing of key or tempo: what it hears is when each band
-sounds. CLAP's similarity hears style; this one hears copies.
+A sketch is 80 bands of power a semitone apart, ten frames a second, in nats above a floor that each band sets for
+itself, from which the mean of its neighbours in frequency and in time is taken off: what is left is where a sound
+stands out of its surroundings, whatever the loudness, the equalisation and the tone of the whole. The similarity of
+a clip q (T, F) and a stretch x (T, F) of a training track is their normalised cross-correlation after each band's
+mean is taken off; it is 1 for a copy. Every offset of 0.1 s inside the track is tried and the largest kept, so a
+copy need not start where a training window starts. CLAP's similarity hears style; this one hears copies, and of
+disguised ones enough is left to tell them from other music (`musicldm eval planted`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import avg_pool1d
 
-BANDS = 32
+BANDS = 80
 FRAMES_PER_SECOND = 10
-F_MIN, F_MAX = 50.0, 8000.0  # or half the sample rate
+F_MIN, F_MAX = 65.0, 7000.0  # or half the sample rate
 FLOOR = 1e-4  # of a band's mean power: so low that a clip and its whole track agree, though their means differ
 SILENCE = 1e-10  # power under which a band holds nothing
+NEAR_BANDS, NEAR_SECONDS = 11, 4.0  # whose means are taken off
 BLOCK_FRAMES = 1024  # of a track at once, in which clips slide
 BLOCKS, QUERIES = 16, 128  # at once; together they bound the memory at about 0.3 GB
-VERSION = f"log-mel correlation, {BANDS} bands, {FRAMES_PER_SECOND} frames/s, floor {FLOOR:g}"
+VERSION = (
+    f"log power correlation, {BANDS} bands {F_MIN:g}-{F_MAX:g} Hz, {FRAMES_PER_SECOND} frames/s, floor {FLOOR:g}, "
+    f"less means of {NEAR_BANDS} bands and {NEAR_SECONDS:g} s"
+)
 
 Frames = NDArray[np.float16]
 
@@ -38,53 +44,60 @@ class Best:
 
 
 def sketch(samples: NDArray[np.float32], sample_rate: int) -> Frames:
-    """Samples (L,) -> (T, 32) float16, T = whole tenths of a second (at least one)."""
-    from transformers.audio_utils import mel_filter_bank
-
+    """Samples (L,) -> (T, BANDS) float16, T = whole tenths of a second (at least one)."""
     hop = sample_rate // (FRAMES_PER_SECOND * 10)
-    n_fft = 1 << (hop * 6).bit_length() - 1
-    filters = mel_filter_bank(
-        n_fft // 2 + 1, BANDS, F_MIN, min(F_MAX, sample_rate / 2), sample_rate, norm="slaney", mel_scale="slaney"
-    )
+    n_fft = 1 << (hop * 12).bit_length()
     audio = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
     needed = 10 * hop + n_fft
     if len(audio) < needed:
         audio = torch.nn.functional.pad(audio, (0, needed - len(audio)))
     spectrum = torch.stft(audio, n_fft, hop, window=torch.hann_window(n_fft), return_complex=True)
-    power = (spectrum.real.square() + spectrum.imag.square()).T @ torch.from_numpy(filters).float()
+    power = (spectrum.real.square() + spectrum.imag.square()).T @ _filters(n_fft, sample_rate)
     count = max(1, len(samples) * FRAMES_PER_SECOND // sample_rate)
     pooled = power[: count * 10].unflatten(0, (count, 10)).mean(1)
-    floor = FLOOR * pooled.mean(0, keepdim=True) + SILENCE
-    return (pooled + floor).log().half().numpy()
+    level = (pooled + FLOOR * pooled.mean(0, keepdim=True) + SILENCE).log()
+    level = level - _moving_mean(level, NEAR_BANDS)
+    return (level - _moving_mean(level.T, int(NEAR_SECONDS * FRAMES_PER_SECOND) | 1).T).half().numpy()
 
 
-def search(queries: Sequence[Frames], tracks: Iterable[tuple[int, Frames]], own: Sequence[int] | None = None) -> Best:
-    """The best stretch among `tracks`, (number, frames) one after the other, for each query (T, 32).
+def _filters(n_fft: int, sample_rate: int) -> Tensor:
+    """(n_fft / 2 + 1, BANDS): triangles of sum 1, evenly spaced in pitch, none narrower than a bin."""
+    edges = np.geomspace(F_MIN, min(F_MAX, sample_rate / 2), BANDS + 2)
+    bin_hertz = sample_rate / n_fft
+    away = np.arange(n_fft // 2 + 1)[:, None] * bin_hertz - edges[1:-1]
+    width = np.where(away < 0, np.diff(edges)[:-1], np.diff(edges)[1:]).clip(bin_hertz)
+    weights = (1 - np.abs(away) / width).clip(0)
+    return torch.from_numpy((weights / weights.sum(0)).astype(np.float32))
+
+
+def _moving_mean(rows: Tensor, width: int) -> Tensor:
+    """Of the `width` (odd) nearest columns; at the ends of those there are."""
+    return avg_pool1d(rows[None], width, 1, width // 2, count_include_pad=False)[0]
+
+
+def search(queries: Sequence[Frames], tracks: Collection[tuple[int, Frames]], own: Sequence[int] | None = None) -> Best:
+    """The best stretch among `tracks`, each (number, frames), for each query (T, BANDS).
 
     `own` is each query's own track number, in which it does not look. A track shorter than a query is extended
     by its mean, which lowers the similarity in proportion. Silent (constant) clips are similar to nothing: 0.
     """
     best = Best(np.zeros(len(queries), np.float32), np.full(len(queries), -1), np.zeros(len(queries)))
-    groups = [
-        (length, rows[start : start + QUERIES])
-        for length in sorted({len(query) for query in queries})
-        for rows in [[i for i, query in enumerate(queries) if len(query) == length]]
-        for start in range(0, len(rows), QUERIES)
-    ]
-    templates = [(rows, _template([queries[i] for i in rows], length), length) for length, rows in groups]
-    for number, frames in tracks:
-        for rows, template, length in templates:
+    for rows in _groups(queries):
+        length = len(queries[rows[0]])
+        template = _template([queries[i] for i in rows], length)
+        for number, frames in tracks:
             value, offset = _slide(template, torch.from_numpy(frames.astype(np.float32)), length)
-            found, where = np.asarray(value), np.asarray(offset)
-            for i, similarity, at in zip(rows, found, where, strict=True):
+            for i, similarity, at in zip(rows, value.tolist(), offset.tolist(), strict=True):
                 if similarity > best.similarity[i] and (own is None or own[i] != number):
                     best.similarity[i], best.track[i], best.start[i] = similarity, number, at / FRAMES_PER_SECOND
     return best
 
 
-def similarity(first: Frames, second: Frames) -> float:
-    """The largest correlation of `first` with a stretch of `second`."""
-    return float(search([first], [(0, second)]).similarity[0])
+def _groups(queries: Sequence[Frames]) -> Iterator[list[int]]:
+    """Numbers of up to QUERIES queries of equal length."""
+    for length in sorted({len(query) for query in queries}):
+        rows = [i for i, query in enumerate(queries) if len(query) == length]
+        yield from (rows[start : start + QUERIES] for start in range(0, len(rows), QUERIES))
 
 
 def _template(queries: list[Frames], length: int) -> Tensor:

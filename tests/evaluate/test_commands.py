@@ -241,7 +241,7 @@ def test_an_index_is_built_once_found_again_and_refused_when_it_does_not_fit(cal
     measure = ("eval", "novelty", copied, "--index", tmp_path / "index", "--out", tmp_path / "metrics")
     code, out, err = call("--json", *measure, "--fail-over", "1@0.9", "--fail-over", "mel:0@0.9")
     assert code == 7, err
-    assert "log-mel similarity >= 0.9" in json.loads(out)["error"]["message"]
+    assert "spectrogram similarity >= 0.9" in json.loads(out)["error"]["message"]
     with (tmp_path / "metrics/nearest.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["set"] == "generated"]
     first = next(row for row in rows if row["start_seconds"] == "0.0")  # others lie between two frames of 0.1 s
@@ -254,6 +254,24 @@ def test_an_index_is_built_once_found_again_and_refused_when_it_does_not_fit(cal
         code, _, err = call(*measure[:-1], tmp_path / "none")
         assert (code, text in err, "Traceback" in err) == (4, True, False)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow  # librosa compiles itself
+def test_spectrograms_find_planted_copies_that_a_random_clap_does_not(call, project, tmp_path):
+    code, out, err = call("--json", "eval", "planted", "--count", "4", "--out", tmp_path / "metrics")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["n_innocent"] == 2 * int(6 / CLIP_SECONDS)
+    for kind in ("copy", "ogg", "mp3"):
+        assert found["mel"][f"recall {kind}"]["value"] == found["mel"][f"right track {kind}"]["value"] == 1.0
+    assert found["musicnn_backbone"] == "musicnn MTT_musicnn, length 1"
+    assert "less than one" in found["warnings"][0]
+    with (tmp_path / "metrics/planted.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == found["n_innocent"] + 4 * 7
+    assert rows[0].keys() == {"clip", "clap", "clap_track", "musicnn", "musicnn_track", "mel", "mel_track"}
+    code, out, _ = call("eval", "planted", "--count", "2", "--out", tmp_path / "again")
+    assert (code, "musicnn: alarm above" in out) == (0, True)
 
 
 def test_the_retrieval_baseline_is_measured_like_any_other_and_copies(call, project, tmp_path):
