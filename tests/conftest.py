@@ -34,7 +34,7 @@ def toy_models(tmp_path_factory) -> Path:
     from stages.clap.model import build as build_clap
     from stages.clap.tokenizer import train_tokenizer
     from stages.ldm.model import LatentDiffusion, build_unet
-    from stages.ldm.train import save_pipeline
+    from stages.ldm.folder import save_pipeline
     from stages.store import model_folder
     from stages.vae.model import build as build_vae
     from stages.vocoder.model import build as build_vocoder

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.distributed as dist
@@ -18,13 +18,13 @@ from stages.clap.tokenizer import train_tokenizer
 from stages.data.dataset import ClipDataset
 from stages.data.shards import ShardReader
 from stages.params import Params
-from stages.progress import Progress, silent
 from stages.store import model_folder
 from stages.training import checkpoint
+from stages.training.card import about, of_training
 from stages.training.checkpoint import training_identity
 from stages.training.devices import is_main_process
 from stages.training.draws import generators, uniform
-from stages.training.loop import History, Say, train
+from stages.training.loop import History, Options, train
 from stages.training.state import Backward, averaged_weights, build_state
 
 MAX_LOG_SCALE = math.log(100)  # Radford et al. 2021, section 2.5
@@ -86,6 +86,7 @@ class ClapTask:
     """CLAP's training: the audio tower sees one window of each clip, the text tower its track's caption."""
 
     name = "clap"
+    phases: tuple[int, ...] = (0,)
 
     def __init__(self, reader: ShardReader, params: Params) -> None:
         self.params, self.settings = params, params.clap.train
@@ -153,17 +154,7 @@ def limit_scales(clap: Clap) -> None:
         log_scale.clamp_(max=MAX_LOG_SCALE)
 
 
-def train_clap(
-    params: Params,
-    shards: Path,
-    out: Path,
-    checkpoints: Path,
-    *,
-    resume: bool | None = None,
-    progress: Progress = silent,
-    log: Say | None = None,
-    warn: Say | None = None,
-) -> History:
+def train_clap(params: Params, shards: Path, out: Path, checkpoints: Path, **options: Unpack[Options]) -> History:
     """Train CLAP on a folder of shards and save the best validated weights as `out`.
 
     Raises DataError, ModelError and Interrupted as `stages.training.loop.train` does.
@@ -171,24 +162,20 @@ def train_clap(
     reader = ShardReader(shards)
     task = ClapTask(reader, params)
     identity = training_identity(params, "clap", "audio", shards=reader.digest)
-    history = train(task, checkpoints=checkpoints, identity=identity, resume=resume, progress=progress, log=log,
-                    warn=warn)  # fmt: skip
+    history = train(task, checkpoints=checkpoints, identity=identity, **options)
     if history.best_step is not None:
         checkpoint.load(history.run / f"step-{history.best_step:08d}", task.state)
     limit_scales(task.clap)
     if is_main_process():
         with averaged_weights(task.state):
             history.figures |= whole_split(task)
-            card = {"data_digest": reader.digest, "steps": history.steps, "losses": history.valid, **history.figures}
-            save(task.clap.eval(), out, card)
+            save(task.clap.eval(), out, of_training(params, history, reader.digest))
     return history
 
 
 def save(clap: Clap, out: Path, card: dict[str, Any]) -> None:
     """Write a sealed `clap` folder: text_encoder/ and tokenizer/, as transformers reads them."""
-    params = clap.params
-    about = {"preset": params.preset, "params": params.model_dump(mode="json"), "params_digest": params.digest()}
-    with model_folder(out, "clap", about | card) as folder:
+    with model_folder(out, "clap", about(clap.params) | card) as folder:
         clap.model.save_pretrained(folder / TEXT_ENCODER)
         clap.tokenizer.save_pretrained(folder / TOKENIZER)
 

@@ -4,6 +4,8 @@ A mixed clip has a number, and is a pure function of the number, the seed and th
 training that is resumed sees the same ones, and a bank of them is a window that slides over the numbers.
 """
 
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -173,6 +175,7 @@ class Bank:
         self.rate = per_step / ldm.mixup_bank_uses
         self.chunk = min(ldm.mixup_bank, mixer.params.latents.batch_size)
         self._chunks: dict[int, tuple[Tensor, Tensor]] = {}
+        self._uses: Counter[int] = Counter()  # of each clip, in this process since it began
 
     def draw(self, step: int, count: int, rank: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """`count` of the clips held at `step`, chosen evenly by torch's global generator."""
@@ -182,8 +185,27 @@ class Bank:
         for index in sorted({number // self.chunk for number in numbers} - self._chunks.keys()):
             clips = list(range(index * self.chunk, (index + 1) * self.chunk))
             self._chunks[index] = self.mixer.make(clips, rank, device)
+        self._uses.update(numbers)
         found = [[part[number % self.chunk] for part in self._chunks[number // self.chunk]] for number in numbers]
         return torch.stack([z for z, _ in found]), torch.stack([condition for _, condition in found])
+
+    def clips_made(self, steps: int) -> int:
+        """How many clips a training of so many steps makes."""
+        return self.size + int(steps * self.rate)
+
+    def statistics(self) -> dict[str, float]:
+        """How many mixed clips were trained on since this process began, and how often each, at the mean and most."""
+        uses = self._uses.values()
+        return {"clips": len(uses), "mean_uses": sum(uses) / max(1, len(uses)), "most_uses": max(uses, default=0)}
+
+    def hold_one_chunk(self, device: torch.device) -> float:
+        """For measuring: keep to the first chunk for good; returns the seconds that one of its clips took to make."""
+        self.size, self.rate = self.chunk, 0.0
+        self.draw(0, 1, 0, device)  # what is made first also pays for the start of libraries
+        self._chunks.clear()
+        started = time.perf_counter()
+        self.draw(0, 1, 0, device)[1].sum().item()  # waits for the device
+        return (time.perf_counter() - started) / self.chunk
 
 
 def _noise(seed: list[int], shape: tuple[int, int, int]) -> Tensor:

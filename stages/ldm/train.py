@@ -1,68 +1,82 @@
-"""Training the latent diffusion model, and putting the whole text-to-music pipeline into one folder."""
+"""Training the latent diffusion model, whole or by low-rank updates."""
 
-import json
-import shutil
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import torch
 from accelerate import PartialState
-from diffusers import DDIMScheduler
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import ClapFeatureExtractor
 
-from stages.clap.model import TEXT_ENCODER, TOKENIZER, load_clap
+from stages.clap.model import load_clap
 from stages.data.shards import ShardReader
-from stages.errors import ModelError
-from stages.ldm import diffusion
+from stages.ldm import diffusion, lora
+from stages.ldm.folder import save_pipeline
 from stages.ldm.latents import LatentDataset, LatentReader, sample_posterior
 from stages.ldm.mixup import Bank, Mixer, Pairs
 from stages.ldm.model import LatentDiffusion, build_unet, read_weights
-from stages.params import Clap, Ldm, Params
-from stages.progress import Progress, silent
-from stages.store import model_card, model_digest, model_folder
+from stages.ldm.sampling import sample
+from stages.params import Ldm, Params
+from stages.store import model_card, model_digest
+from stages.training.card import of_training
 from stages.training.checkpoint import training_identity
 from stages.training.devices import is_main_process
 from stages.training.draws import DRAW, generators, integers, normal, uniform
-from stages.training.loop import History, Say, train
+from stages.training.loop import History, Options, train
+from stages.training.samples import Sample
 from stages.training.state import Backward, averaged_weights, build_state
-from stages.vae.model import load_vae
-from stages.vocoder.model import load_vocoder
+from stages.vae.model import Vae, load_vae
+from stages.vocoder.model import Vocoder, load_vocoder
 
-# The pipeline's parts in the order diffusers lists them, with the class that reads each.
-COMPONENTS = {
-    "scheduler": ("diffusers", "DDIMScheduler"),
-    TEXT_ENCODER: ("transformers", "ClapModel"),
-    TOKENIZER: ("transformers", "AutoTokenizer"),  # a saved folder names its own class
-    "unet": ("diffusers", "UNet2DConditionModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-    "vocoder": ("transformers", "SpeechT5HifiGan"),
-    "feature_extractor": ("transformers", "ClapFeatureExtractor"),
-}
+SAMPLING_STEPS = 50
 
 
 class LdmTask:
-    """The diffusion model's training: denoise latents at random times, on clips and mixed clips."""
+    """The diffusion model's training: denoise latents at random times, on clips and mixed clips.
+
+    With `listener`, the VAE and vocoder behind it, one can see and hear its samples.
+    """
 
     name = "ldm"
+    phases: tuple[int, ...] = (0,)
 
-    def __init__(self, latents: LatentReader, shards: ShardReader, params: Params, mixer: Mixer | None) -> None:
+    def __init__(
+        self, latents: LatentReader, shards: ShardReader, params: Params, mixer: Mixer | None,
+        listener: tuple[Vae, Vocoder] | None = None,
+    ) -> None:  # fmt: skip
         self.params, self.ldm, self.settings = params, params.ldm, params.ldm.train
         self.tracks, self.scale = shards.tracks, latents.scale
         self.dataset = LatentDataset(latents, shards.tracks, "train", self.ldm.condition)
         self.valid_dataset = LatentDataset(latents, shards.tracks, "valid", self.ldm.condition)
-        self.mixer = mixer
+        self.mixer, self.listener = mixer, listener
         per_step = self.settings.batch_size / _world()[1] * self.ldm.mixup_probability
         self.bank = Bank(mixer, per_step) if mixer is not None and self.ldm.mixup_bank else None
         torch.manual_seed(self.settings.seed)
         self.model = LatentDiffusion(params, build_unet(params))
         if self.ldm.init_from is not None:
             read_weights(self.model, Path(self.ldm.init_from))
+        if self.ldm.lora_rank:
+            lora.add(self.model, self.ldm.lora_rank)
         self.model.unet.to(memory_format=torch.channels_last)  # what convolutions on matrix units want
         self.state = build_state({"ldm": self.model}, self.settings)
         self.alpha_bar = diffusion.alphas_cumprod(self.ldm)
+
+    def extra_seconds(self, device: torch.device) -> float:
+        """For an estimate: seconds of a step, on average, that go into mixed clips; the bank is of no use after it."""
+        if self.bank is None:
+            return 0.0
+        clips = self.bank.clips_made(self.settings.steps)
+        return self.bank.hold_one_chunk(device) * clips / self.settings.steps
+
+    def samples(self, batch: dict[str, Tensor], generator: torch.Generator) -> list[Sample]:
+        """Clips made from the batch's conditions with the guidance of params."""
+        if self.listener is None:
+            return []
+        vae, vocoder = self.listener[0].to(batch["mean"].device), self.listener[1].to(batch["mean"].device)
+        made = sample(self.model, batch["condition"], SAMPLING_STEPS, self.params.generate.guidance, generator)
+        mels = {"real": vae.decode(batch["mean"]), "made": vae.decode(made / self.scale)}
+        audio, rate = vocoder(mels["made"]), self.params.audio.sample_rate
+        return [Sample({name: mel[n] for name, mel in mels.items()}, audio[n], rate) for n in range(len(made))]
 
     def track_id(self, track: int) -> str:
         return self.tracks[track].id
@@ -126,10 +140,10 @@ def build_task(params: Params, latents: Path, shards: Path, clap: Path, vae: Pat
     reader, shard_reader = LatentReader(latents), ShardReader(shards)
     reader.check(shard_reader, vae, clap, params)
     mixer = None
+    listener = (load_vae(vae), load_vocoder(vocoder))
     if params.ldm.mixup != "none":
-        pairs = Pairs(reader, shard_reader, params)
-        mixer = Mixer(pairs, reader, shard_reader, load_vae(vae), load_vocoder(vocoder), load_clap(clap), params)
-    return LdmTask(reader, shard_reader, params, mixer)
+        mixer = Mixer(Pairs(reader, shard_reader, params), reader, shard_reader, *listener, load_clap(clap), params)
+    return LdmTask(reader, shard_reader, params, mixer, listener)
 
 
 def train_ldm(
@@ -141,14 +155,11 @@ def train_ldm(
     vocoder: Path,
     out: Path,
     checkpoints: Path,
-    *,
-    resume: bool | None = None,
-    progress: Progress = silent,
-    log: Say | None = None,
-    warn: Say | None = None,
+    **options: Unpack[Options],
 ) -> History:
     """Train the diffusion model on prepared latents and save the whole pipeline as `out`.
 
+    With ldm.lora_rank only low-rank updates of ldm.init_from are trained, and added to it at the end.
     Raises DataError, ModelError and Interrupted as `stages.training.loop.train` does.
     """
     if params.ldm.init_from is not None:
@@ -158,77 +169,22 @@ def train_ldm(
         params, "ldm", "audio", "latents", "tempo", shards=ShardReader(shards).digest, vae=model_digest(vae),
         clap=model_digest(clap), **_of_mixup(params.ldm, vocoder),
     )  # fmt: skip
-    history = train(task, checkpoints=checkpoints, identity=identity, resume=resume, progress=progress, log=log,
-                    warn=warn)  # fmt: skip
+    history = train(task, checkpoints=checkpoints, identity=identity, **options)
     if is_main_process():
-        card = {"data_digest": ShardReader(shards).digest, "steps": history.steps, "losses": history.valid}
+        if task.bank is not None:
+            history.figures["mixup"] = task.bank.statistics()
         with averaged_weights(task.state):
-            save_pipeline(task.model, clap, vae, vocoder, out, card)
+            model = lora.merged(task.model) if params.ldm.lora_rank else task.model
+            card = of_training(params, history, ShardReader(shards).digest) | _started_from(params.ldm)
+            save_pipeline(model, clap, vae, vocoder, out, card)
     return history
 
 
 def _of_mixup(ldm: Ldm, vocoder: Path) -> dict[str, str]:
     """What else a training depends on: only BLM under audio conditions listens through the vocoder."""
-    init = {} if ldm.init_from is None else {"init_from": model_digest(Path(ldm.init_from))}
-    return init | ({"vocoder": model_digest(vocoder)} if ldm.mixup == "blm" and ldm.condition == "audio" else {})
+    listens = ldm.mixup == "blm" and ldm.condition == "audio"
+    return _started_from(ldm) | ({"vocoder": model_digest(vocoder)} if listens else {})
 
 
-def save_pipeline(
-    model: LatentDiffusion, clap: Path, vae: Path, vocoder: Path, out: Path, card: dict[str, Any],
-    scheduling: dict[str, Any] | None = None,
-) -> None:  # fmt: skip
-    """Write a sealed folder that diffusers' MusicLDMPipeline reads too, with copies of the frozen parts.
-
-    `scheduling` is the config of a scheduler that came with imported weights; else it is `scheduler`'s.
-    """
-    params = model.params
-    about = {"preset": params.preset, "params": params.model_dump(mode="json"), "params_digest": params.digest()}
-    made_of = {"clap": model_digest(clap), "vae": model_digest(vae), "vocoder": model_digest(vocoder)}
-    with model_folder(out, "ldm", about | card | {"made_of": made_of}) as folder:
-        for source, name in ((clap, TEXT_ENCODER), (clap, TOKENIZER), (vae, "vae"), (vocoder, "vocoder")):
-            if not (source / name).is_dir():
-                raise ModelError(f"{source} has no {name} folder.", f"Train it again: musicldm train {source.name}")
-            shutil.copytree(source / name, folder / name)
-        model.save(folder)
-        chosen = scheduler(params.ldm) if scheduling is None else DDIMScheduler.from_config(scheduling)
-        chosen.save_pretrained(folder / "scheduler")
-        feature_extractor(params.clap).save_pretrained(folder / "feature_extractor")
-        index: dict[str, Any] = {"_class_name": "MusicLDMPipeline", "_diffusers_version": version("diffusers")}
-        index |= {name: list(where) for name, where in COMPONENTS.items()}
-        index[TOKENIZER] = ["transformers", _tokenizer_class(folder / TOKENIZER)]
-        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _tokenizer_class(folder: Path) -> str:
-    """The class that reads a saved tokenizer: RoBERTa's, or that of a BERT the text tower began as."""
-    name: str = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["tokenizer_class"]
-    return name
-
-
-def scheduler(ldm: Ldm) -> DDIMScheduler:
-    """DDIM as the official sampler steps: times 1, 101, ... and the last alpha that of time 0."""
-    return DDIMScheduler(
-        num_train_timesteps=ldm.diffusion_steps,
-        beta_start=ldm.beta_start,
-        beta_end=ldm.beta_end,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=ldm.prediction,
-    )
-
-
-def feature_extractor(clap: Clap) -> ClapFeatureExtractor:
-    """CLAP's mel front-end for diffusers' pipeline, which ranks its candidates with it; ours is stages.audio.mel."""
-    return ClapFeatureExtractor(
-        feature_size=clap.n_mels,
-        sampling_rate=clap.sample_rate,
-        hop_length=clap.hop_length,
-        max_length_s=clap.window_seconds,
-        fft_window_size=clap.n_fft,
-        frequency_min=clap.f_min,
-        frequency_max=clap.f_max,
-        truncation="rand_trunc",
-        padding="repeatpad",
-    )
+def _started_from(ldm: Ldm) -> dict[str, str]:
+    return {} if ldm.init_from is None else {"init_from": model_digest(Path(ldm.init_from))}

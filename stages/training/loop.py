@@ -7,33 +7,41 @@ kill -9, goes on from its last checkpoint to the same bits.
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from stages.data.dataset import Draw, StepBatches
 from stages.errors import Interrupted, ModelError, ParamsError
 from stages.progress import Progress, silent
 from stages.store import write_json
 from stages.training import checkpoint
+from stages.training.batches import Batch, Clock, loader, micro_batches, step_seed
 from stages.training.checkpoint import Position
 from stages.training.clips import spread
 from stages.training.devices import Backpropagation, build_accelerator
-from stages.training.draws import DRAW
-from stages.training.log import Write, show, writer
-from stages.training.signals import leave_to_parent, stop_signals
-from stages.training.state import State, Task, averaged_weights
+from stages.training.log import Journal, journal, show
+from stages.training.samples import Sample
+from stages.training.signals import stop_signals
+from stages.training.state import Sampling, State, Task, averaged_weights
 
 LOG_EVERY = 10  # steps
-Batch = dict[str, Tensor]
 Say = Callable[[str], None]
+
+
+class Options(TypedDict, total=False):
+    """How a training is run, whatever it trains; see `train`."""
+
+    resume: bool | None
+    progress: Progress
+    log: Say | None
+    warn: Say | None
+    trackers: Sequence[str]
 
 
 @dataclass
@@ -61,18 +69,21 @@ def train(
     progress: Progress = silent,
     log: Say | None = None,
     warn: Say | None = None,
+    trackers: Sequence[str] = (),
 ) -> History:
     """Train `task` for settings.steps steps, leaving `task.state` at the last one, its modules unwrapped.
 
     resume None: go on where a run of the same identity stopped, else start anew; True: refuse to start anew
     (ModelError naming what differs); False: start anew, deleting the run of this identity. `log` gets one
-    line per validation, `warn` what went wrong on the way. Raises ModelError after max_bad_steps steps in a
+    line per validation, `warn` what went wrong on the way, `trackers` (tensorboard, dvclive, wandb) all
+    figures and samples. Raises ModelError after max_bad_steps steps in a
     row without a finite loss, and Interrupted, with the state saved, on SIGTERM or SIGINT.
     """
-    return _Run(task, checkpoints / task.name, identity, progress, log or _nobody, warn or _nobody).train(resume)
+    run = Run(task, checkpoints / task.name, identity, progress, log or _nobody, warn or _nobody)
+    return run.train(resume, trackers)
 
 
-class _Run:
+class Run:
     """One call of `train`: the task, its accelerator, and its place on disk."""
 
     def __init__(
@@ -84,16 +95,17 @@ class _Run:
         self.progress, self.log, self.warn = progress, log, warn
         self.accelerator = build_accelerator(self.settings)
         self.position, self.history = Position(), History(self.run)
+        self.clock = Clock()
 
-    def train(self, resume: bool | None) -> History:
+    def train(self, resume: bool | None, trackers: Sequence[str]) -> History:
         started = time.monotonic()
         self._begin(resume)
-        with self._wrapped() as backward, stop_signals() as stopped, self._writer() as write:
-            for step, batch in self._batches():
-                self._step(batch, step, backward, write)
+        with self.wrapped() as backward, stop_signals() as stopped, self._journal(trackers) as written:
+            for step, batch in self.batches():
+                self.step(batch, step, backward, written)
                 done, last = step + 1, step + 1 == self.settings.steps
                 self.progress(f"train {self.task.name}", done, self.settings.steps)
-                improved = (last or done % self.settings.valid_every == 0) and self._validate(write)
+                improved = (last or done % self.settings.valid_every == 0) and self._validate(written)
                 interrupted = self._any(stopped.is_set())
                 if improved or last or interrupted or done % self.settings.checkpoint_every == 0:
                     self._save()
@@ -103,7 +115,7 @@ class _Run:
                         "The same command goes on from there.",
                     )
             if self.history.resumed_at == self.settings.steps:  # it was finished before
-                self._validate(write)
+                self._validate(written)
         self.history.steps, self.history.seconds = self.position.step, time.monotonic() - started
         self.history.best_step, self.history.best_loss = self.position.best_step, self.position.best_loss
         return self.history
@@ -114,8 +126,7 @@ class _Run:
         if resume is False and main:
             shutil.rmtree(self.run, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        for module in [*self.state.modules.values(), *([self.state.ema] if self.state.ema is not None else [])]:
-            module.to(self.accelerator.device)
+        self.to_device()
         found = checkpoint.load_latest(self.run, self.state, self.settings.steps, self.warn, self.accelerator.scaler)
         if found is None:
             self._explain_fresh_start(resume)
@@ -126,6 +137,10 @@ class _Run:
                 shutil.rmtree(leftover)
             write_json(self.run / checkpoint.IDENTITY, self.identity)
         self.accelerator.wait_for_everyone()
+
+    def to_device(self) -> None:
+        for module in [*self.state.modules.values(), *([self.state.ema] if self.state.ema is not None else [])]:
+            module.to(self.accelerator.device)
 
     def _explain_fresh_start(self, resume: bool | None) -> None:
         if resume is False:
@@ -141,7 +156,7 @@ class _Run:
             self.warn(f"Starting anew; an earlier {self.task.name} training was another one: {differs}.")
 
     @contextmanager
-    def _wrapped(self) -> Iterator[Backpropagation]:
+    def wrapped(self) -> Iterator[Backpropagation]:
         """The state's modules prepared for devices, processes and precision; unwrapped again at the end."""
         plain = dict(self.state.modules)
         self.state.modules.update({name: self.accelerator.prepare(module) for name, module in plain.items()})
@@ -154,7 +169,7 @@ class _Run:
                 self.accelerator.unwrap_model(module, keep_fp32_wrapper=False).eval()
             self.state.modules.update(plain)
 
-    def _batches(self) -> Iterator[tuple[int, Batch]]:
+    def batches(self) -> Iterator[tuple[int, Batch]]:
         """(step, this process's slice of the global batch), from the position on."""
         settings, world = self.settings, self.accelerator.num_processes
         if settings.batch_size % (world * settings.accumulation):
@@ -167,26 +182,17 @@ class _Run:
             len(self.task.dataset), settings.batch_size, settings.steps, start_step=self.position.step,
             seed=settings.seed, rank=self.accelerator.process_index, world_size=world,
         )  # fmt: skip
-        loader = self._loader(self.task.dataset, sampler, settings.workers)
-        for step, batch in enumerate(loader, start=self.position.step):
+        batches = loader(self.task.dataset, sampler, self.accelerator.device, settings.workers)
+        for step, batch in enumerate(self.clock.waits(batches), start=self.position.step):
             yield step, self._to_device(batch)
-
-    def _loader(self, dataset: Any, sampler: Any, workers: int) -> DataLoader:
-        return DataLoader(
-            _WithDraws(dataset),
-            batch_sampler=sampler,
-            num_workers=workers,
-            worker_init_fn=leave_to_parent,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
 
     def _to_device(self, batch: Batch) -> Batch:
         return {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}
 
-    def _step(self, batch: Batch, step: int, backward: Backpropagation, write: Write) -> None:
+    def step(self, batch: Batch, step: int, backward: Backpropagation, written: Journal) -> None:
         """One optimizer step over all micro-batches, or none where a loss or gradient is not finite."""
         torch.manual_seed(step_seed(self.settings.seed, step, self.accelerator.process_index))
-        parts = _micro_batches(batch, self.settings.accumulation)
+        parts = micro_batches(batch, self.settings.accumulation)
         sums: dict[str, float] = {}
         for number, part in enumerate(parts):
             with backward.part(last=number == len(parts) - 1):
@@ -204,8 +210,9 @@ class _Run:
         if not bad:
             self.history.losses = sums
             if (step + 1) % LOG_EVERY == 0:
-                rates = {f"lr/{name}": o.param_groups[0]["lr"] for name, o in self.state.optimizers.items()}
-                write(step + 1, sums | {f"norm/{name}": value for name, value in norms.items()} | rates)
+                more = {f"norm/{name}": value for name, value in norms.items()}
+                more |= {f"lr/{name}": o.param_groups[0]["lr"] for name, o in self.state.optimizers.items()}
+                written.figures(step + 1, sums | more | self.clock.figures())
 
     def _count(self, bad: bool, step: int, batch: Batch) -> None:
         in_a_row = self.position.bad_steps + 1 if bad else 0
@@ -220,8 +227,8 @@ class _Run:
             )
 
     @torch.no_grad()
-    def _validate(self, write: Write) -> bool:
-        """Figures of the averaged weights on fixed windows of the valid split; every process computes them all.
+    def _validate(self, written: Journal) -> bool:
+        """Figures and samples of the averaged weights on fixed windows of the valid split, by every process.
 
         Returns whether their `loss` is the best so far.
         """
@@ -232,18 +239,26 @@ class _Run:
         sums: dict[str, float] = {}
         self._set_mode(training=False)
         with averaged_weights(self.state):
-            for batch in self._loader(self.task.valid_dataset, batches, workers=0):
+            for batch in loader(self.task.valid_dataset, batches, self.accelerator.device):
                 for name, value in self.task.validate(self._to_device(batch), generator).items():
                     sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
+            written.samples(self.position.step, self._samples())
         self._set_mode(training=True)
         step, best = self.position.step, self.position.best_loss
         self.history.valid = sums
-        write(step, {f"valid/{name}": value for name, value in sums.items()})
+        written.figures(step, {f"valid/{name}": value for name, value in sums.items()})
         self.log(f"step {step}: train {show(self.history.losses)}; valid {show(sums)}")
         improved = bool(np.isfinite(sums["loss"])) and (best is None or sums["loss"] < best)
         if improved:
             self.position = Position(step, self.position.bad_steps, step, sums["loss"])
         return improved
+
+    def _samples(self) -> list[Sample]:
+        if not self.accelerator.is_main_process or not self.settings.samples or not isinstance(self.task, Sampling):
+            return []
+        draws = spread(self.task.valid_dataset, self.settings.samples)
+        (batch,) = loader(self.task.valid_dataset, [draws], self.accelerator.device)
+        return self.task.samples(self._to_device(batch), torch.Generator().manual_seed(self.settings.seed))
 
     def _valid_batches(self) -> list[list[Draw]]:
         if self.task.valid_dataset is None or len(self.task.valid_dataset) == 0:
@@ -270,29 +285,9 @@ class _Run:
             return here
         return bool(self.accelerator.reduce(torch.tensor(float(here), device=self.accelerator.device)) > 0)
 
-    def _writer(self) -> AbstractContextManager[Write]:
+    def _journal(self, trackers: Sequence[str]) -> AbstractContextManager[Journal]:
         main = self.accelerator.is_main_process
-        return writer(self.run, self.position.step) if main else nullcontext(lambda _step, _figures: None)
-
-
-class _WithDraws(Dataset):
-    """The items of a dataset with their draw seeds, for `stages.training.draws`."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        return {**self.dataset[draw], DRAW: draw[1]}
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of what is drawn in one step on one process beside the items' own draws: dropout, mostly."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _micro_batches(batch: Batch, count: int) -> list[Batch]:
-    size = len(next(iter(batch.values()))) // count
-    return [{key: value[n * size : (n + 1) * size] for key, value in batch.items()} for n in range(count)]
+        return journal(self.run, self.position.step, trackers) if main else nullcontext(Journal(None))
 
 
 def _nobody(_text: str) -> None:

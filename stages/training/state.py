@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from stages.params import Training
+from stages.training.samples import Sample
 
 
 @dataclass
@@ -64,6 +65,14 @@ class Task(Protocol):
 
     def track_id(self, track: int) -> str:
         """The id of a batch's `track` number, for messages."""
+
+
+@runtime_checkable
+class Sampling(Protocol):
+    """A task of which one can see and hear something."""
+
+    def samples(self, batch: dict[str, Tensor], generator: torch.Generator) -> list[Sample]:
+        """What the networks make of a batch of the valid split; random draws from `generator` only."""
 
 
 def build_state(modules: dict[str, nn.Module], settings: Training) -> State:

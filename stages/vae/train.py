@@ -1,7 +1,8 @@
 """`musicldm train vae`: the task, and what follows it: scale factor, test figures, the sealed model folder."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from diffusers import AutoencoderKL
@@ -12,13 +13,14 @@ from stages.audio.mel import clip_mel
 from stages.data.dataset import ClipDataset
 from stages.data.shards import ShardReader
 from stages.params import Params
-from stages.progress import Progress, silent
 from stages.store import model_folder
+from stages.training.card import of_training
 from stages.training.checkpoint import training_identity
 from stages.training.clips import clips, clips_if_any, mel_segments, random_starts, spread
 from stages.training.devices import is_main_process
 from stages.training.draws import generators, normal
-from stages.training.loop import History, train
+from stages.training.loop import History, Options, train
+from stages.training.samples import Sample
 from stages.training.state import Backward, averaged_weights, build_state, frozen
 from stages.vae.losses import (
     PatchDiscriminator,
@@ -66,6 +68,7 @@ class VaeTask:
         for module in modules.values():
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.state = build_state(modules, self.settings)
+        self.phases: tuple[int, ...] = (0, params.vae.adversarial_start)
 
     def step(self, batch: dict[str, Tensor], step: int, backward: Backward) -> dict[str, Tensor]:
         frames = self.params.vae.segment_frames or self.params.clip_frames
@@ -106,6 +109,12 @@ class VaeTask:
         reconstruction, kl = vae_loss(image, made, mean, logvar, self.params.vae.kl_weight)
         return {"loss": reconstruction + kl, "log_mel_l1": reconstruction, "kl": kl}
 
+    def samples(self, batch: dict[str, Tensor], _generator: torch.Generator) -> list[Sample]:
+        """Clips' log-mels and what the posterior's mean keeps of them."""
+        real = self.mel.to(batch["audio"].device)(batch["audio"])
+        made = self.state.modules["vae"](as_image(real))[0].squeeze(1)
+        return [Sample({"real": real[n], "made": made[n]}) for n in range(len(real))]
+
     def track_id(self, track: int) -> str:
         return self.reader.tracks[track].id
 
@@ -115,17 +124,7 @@ def as_image(mel: Tensor) -> Tensor:
     return mel.unsqueeze(1).contiguous(memory_format=torch.channels_last)
 
 
-def train_vae(
-    params: Params,
-    shards: Path,
-    out: Path,
-    checkpoints: Path,
-    *,
-    resume: bool | None = None,
-    progress: Progress = silent,
-    log: Callable[[str], None] | None = None,
-    warn: Callable[[str], None] | None = None,
-) -> History:
+def train_vae(params: Params, shards: Path, out: Path, checkpoints: Path, **options: Unpack[Options]) -> History:
     """Train a VAE on the clips of `shards` and save it, sealed, as the model folder `out`.
 
     Raises what stages.training.loop.train does, and DataError for shards that are missing or altered.
@@ -133,9 +132,7 @@ def train_vae(
     reader = ShardReader(shards)
     task = VaeTask(params, reader)
     identity = training_identity(params, "vae", "audio", "mel", data=reader.digest)
-    history = train(
-        task, checkpoints=checkpoints, identity=identity, resume=resume, progress=progress, log=log, warn=warn
-    )
+    history = train(task, checkpoints=checkpoints, identity=identity, **options)
     if is_main_process():
         with averaged_weights(task.state):
             _finish(task, history, out)
@@ -150,12 +147,7 @@ def _finish(task: VaeTask, history: History, out: Path) -> None:
     if test is not None:
         history.figures["test"] = reconstruction_figures(vae, _mels(task, test, TEST_CLIPS))
     task.vae.register_to_config(scaling_factor=scale)
-    card = {
-        "preset": params.preset, "params": params.model_dump(mode="json"), "params_digest": params.digest(),
-        "data_digest": task.reader.digest, "steps": history.steps, "losses": history.valid,
-        **history.figures,
-    }  # fmt: skip
-    with model_folder(out, "vae", card) as folder:
+    with model_folder(out, "vae", of_training(params, history, task.reader.digest)) as folder:
         task.vae.to(memory_format=torch.contiguous_format).save_pretrained(folder / FOLDER, safe_serialization=True)
 
 

@@ -1,7 +1,7 @@
 """`musicldm train vocoder`: the task, and what follows it: test figures, the sealed model folder."""
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -12,13 +12,14 @@ from stages.data.dataset import ClipDataset
 from stages.data.shards import ShardReader
 from stages.errors import UsageError
 from stages.params import Params
-from stages.progress import Progress, silent
 from stages.store import model_digest, model_folder
+from stages.training.card import of_training
 from stages.training.checkpoint import training_identity
 from stages.training.clips import clips, clips_if_any, cut, mel_segments, random_starts, spread
 from stages.training.devices import is_main_process
 from stages.training.draws import generators
-from stages.training.loop import History, train
+from stages.training.loop import History, Options, train
+from stages.training.samples import Sample
 from stages.training.state import Backward, averaged_weights, build_state, frozen
 from stages.vae.model import Vae, load_vae
 from stages.vocoder.discriminators import Discriminators, feature_loss, halves, judge_loss, maker_loss
@@ -50,6 +51,7 @@ class VocoderTask:
         self.generator.apply_weight_norm()
         self.judge = Discriminators(vocoder.periods, vocoder.scales, vocoder.discriminator_channels)
         self.state = build_state({"generator": self.generator, "discriminator": self.judge}, self.settings)
+        self.phases: tuple[int, ...] = (0, vocoder.adversarial_start)
 
     def step(self, batch: dict[str, Tensor], step: int, backward: Backward) -> dict[str, Tensor]:
         mel, real = self._segments(batch["audio"], generators(batch))
@@ -97,26 +99,22 @@ class VocoderTask:
         mel, real = self._segments(batch["audio"], [generator] * len(batch["audio"]))
         return {"loss": F.l1_loss(self._mel(self._sound(mel)), self._mel(real))}
 
+    def samples(self, batch: dict[str, Tensor], _generator: torch.Generator) -> list[Sample]:
+        """Whole clips' sound from their mels, and the log-mels of both."""
+        heard = self._sound(self._input(batch["audio"]))
+        real, made = self._mel(batch["audio"]), self._mel(heard)
+        rate = self.params.audio.sample_rate
+        return [Sample({"real": real[n], "made": made[n]}, heard[n], rate) for n in range(len(real))]
+
     def track_id(self, track: int) -> str:
         return self.reader.tracks[track].id
 
 
-def train_vocoder(
-    params: Params,
-    shards: Path,
-    out: Path,
-    checkpoints: Path,
-    *,
-    vae: Path | None = None,
-    resume: bool | None = None,
-    progress: Progress = silent,
-    log: Callable[[str], None] | None = None,
-    warn: Callable[[str], None] | None = None,
-) -> History:
-    """Train a HiFi-GAN on the clips of `shards` and save it, sealed, as the model folder `out`.
+def build_task(params: Params, shards: Path, vae: Path | None) -> tuple[VocoderTask, dict[str, str]]:
+    """The training, and the digests of what it is made from.
 
     With vocoder.train_on `vae`, `vae` is the folder of the trained VAE whose mels it learns to sound.
-    Raises what stages.training.loop.train does, ModelError for a folder to start from, DataError for the shards.
+    Raises ModelError for a folder to start from, and DataError for the shards.
     """
     reader = ShardReader(shards)
     origin = {"data": reader.digest}
@@ -128,11 +126,19 @@ def train_vocoder(
     if params.vocoder.init_from is not None:
         folder = Path(params.vocoder.init_from)
         start, origin["init_from"] = load_vocoder(folder), model_digest(folder)
-    task = VocoderTask(params, reader, decoder, start)
+    return VocoderTask(params, reader, decoder, start), origin
+
+
+def train_vocoder(
+    params: Params, shards: Path, out: Path, checkpoints: Path, *, vae: Path | None = None, **options: Unpack[Options]
+) -> History:
+    """Train a HiFi-GAN on the clips of `shards` and save it, sealed, as the model folder `out`.
+
+    Raises what `build_task` and stages.training.loop.train do.
+    """
+    task, origin = build_task(params, shards, vae)
     identity = training_identity(params, "vocoder", "audio", "mel", **origin)
-    history = train(
-        task, checkpoints=checkpoints, identity=identity, resume=resume, progress=progress, log=log, warn=warn
-    )
+    history = train(task, checkpoints=checkpoints, identity=identity, **options)
     if is_main_process():
         with averaged_weights(task.state):
             _finish(task, history, out, origin)
@@ -144,12 +150,7 @@ def _finish(task: VocoderTask, history: History, out: Path, origin: dict[str, st
     test = clips_if_any(task.reader, params, "test")
     if test is not None:
         history.figures["test"] = resynthesis_figures(task, vocoder, test)
-    card = {
-        "preset": params.preset, "params": params.model_dump(mode="json"), "params_digest": params.digest(),
-        "data_digest": origin["data"], "origin": origin, "steps": history.steps,
-        "losses": history.valid, **history.figures,
-    }  # fmt: skip
-    with model_folder(out, "vocoder", card) as folder:
+    with model_folder(out, "vocoder", of_training(params, history, origin["data"]) | {"origin": origin}) as folder:
         remove_weight_norm(task.generator)
         task.generator.save_pretrained(folder / FOLDER)
 

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, ClapModel, SpeechT5HifiGan
 
 from stages.clap.model import TEXT_ENCODER, TOKENIZER, Clap
 from stages.errors import ModelError
+from stages.ldm.folder import save_pipeline
 from stages.ldm.model import LatentDiffusion
-from stages.ldm.train import save_pipeline
 from stages.params import Params
 from stages.store import model_folder
 from stages.vae.model import FOLDER as VAE_FOLDER

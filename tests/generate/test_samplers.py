@@ -6,7 +6,7 @@ from torch import Generator
 
 from stages.errors import UsageError
 from stages.generate.samplers import SAMPLERS, guided, make_scheduler, normal, sample
-from stages.ldm.train import scheduler as saved_scheduler
+from stages.ldm.folder import scheduler as saved_scheduler
 from stages.params import Ldm
 
 CONFIG = dict(saved_scheduler(Ldm()).config)
