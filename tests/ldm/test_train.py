@@ -8,8 +8,8 @@ from diffusers.pipelines.deprecated.musicldm import MusicLDMPipeline
 from torch.nn import functional as F
 
 from stages.data.shards import ShardReader
-from stages.errors import ModelError
-from stages.ldm import diffusion
+from stages.errors import ModelError, ParamsError
+from stages.ldm import diffusion, lora
 from stages.ldm.latents import LatentReader
 from stages.ldm.model import LatentDiffusion, build_unet, load_ldm
 from stages.ldm.train import LdmTask, build_task, train_ldm
@@ -144,3 +144,40 @@ def test_four_latents_can_be_learned(project):
         losses.append(float(loss.detach()))
     assert np.mean(losses[:5]) > 0.8
     assert np.mean(losses[-30:]) < 0.35
+
+
+def test_lora_trains_its_updates_alone_resumes_and_is_merged(project, tmp_path):
+    base, short = tmp_path / "base", {**toy_params().ldm.train.model_dump(), "steps": 2}
+    run(project, toy_params(mixup="none", train=short), tmp_path / "ck", base)
+
+    def tuned(name, *lengths):
+        for steps in lengths:
+            params = toy_params(mixup="none", init_from=str(base), lora_rank=2, train={**short, "steps": steps})
+            run(project, params, tmp_path / name, tmp_path / f"{name}-ldm")
+        return load_ldm(tmp_path / f"{name}-ldm")
+
+    whole, parts, before = tuned("whole", 4), tuned("parts", 2, 4), load_ldm(base)
+    moved = {n for n, p in whole.named_parameters() if not torch.equal(p, before.get_parameter(n))}
+    assert moved
+    assert all(any(name.endswith(f"{target}.weight") for target in lora.TARGETS) for name in moved)
+    for name, parameter in whole.named_parameters():
+        assert torch.equal(parameter, parts.get_parameter(name))
+    name = sorted(n for n in moved if "to_q" in n)[0]
+    update = whole.get_parameter(name) - before.get_parameter(name)
+    assert int(torch.linalg.matrix_rank(update.float(), rtol=1e-3)) <= 2
+    assert "init_from" in model_card(tmp_path / "whole-ldm")
+    with pytest.raises(ParamsError, match=r"ldm.lora_rank: needs a model to update"):
+        toy_params(lora_rank=2)
+
+
+def test_samples_are_clips_of_the_conditions(project):
+    task = task_of(project, toy_params(mixup="none"))
+    batch = batch_of(task.valid_dataset, [(0, 0)])
+    (found,) = task.samples(batch, torch.Generator().manual_seed(0))
+    params = task.params
+    assert found.audio.shape == (params.audio.clip_samples,)
+    assert {name: mel.shape for name, mel in found.mels.items()} == dict.fromkeys(
+        ("real", "made"), (params.clip_frames, params.mel.n_mels)
+    )
+    (again,) = task.samples(batch, torch.Generator().manual_seed(0))
+    assert torch.equal(found.audio, again.audio)
