@@ -159,9 +159,9 @@ def check_gate(result: dict[str, Any], gate: Gate) -> None:
     """Raises GateError when the measured share is over the gate's."""
     found = result["generated"][gate.key]
     if found["value"] > gate.share:
+        what = "spectrogram similarity" if gate.measure == "mel" else "similarity"
         raise GateError(
-            f"{found['value']:.1%} of {found['n']} clips have a training clip of {'spectrogram ' * (gate.measure == 'mel')}"
-            f"similarity >= {gate.threshold:g}; "
+            f"{found['value']:.1%} of {found['n']} clips have a training clip of {what} >= {gate.threshold:g}; "
             f"the gate allows {gate.share:.1%}.",
             "Look at the nearest pairs: musicldm eval report. Train with mixup, or on more music.",
         )
