@@ -409,8 +409,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluate": {"bootstrap": 200},
     },
 }  # fmt: skip
-_TINY_TRAINING = {"precision": "fp32", "valid_every": 50, "valid_batches": 2, "checkpoint_every": 100, "keep_last": 2,
-                  "samples": 0}
+_TINY_TRAINING = {
+    "precision": "fp32",
+    "valid_every": 50,
+    "valid_batches": 2,
+    "checkpoint_every": 100,
+    "keep_last": 2,
+    "samples": 0,
+}
 for _network in ("beats", "clap", "vae", "vocoder", "ldm"):
     PRESETS["tiny"][_network]["train"] |= _TINY_TRAINING
 

@@ -33,8 +33,8 @@ def toy_models(tmp_path_factory) -> Path:
     from stages import params as parameters
     from stages.clap.model import build as build_clap
     from stages.clap.tokenizer import train_tokenizer
-    from stages.ldm.model import LatentDiffusion, build_unet
     from stages.ldm.folder import save_pipeline
+    from stages.ldm.model import LatentDiffusion, build_unet
     from stages.store import model_folder
     from stages.vae.model import build as build_vae
     from stages.vocoder.model import build as build_vocoder

@@ -2,8 +2,9 @@
 
 A track's sketch is its first minute as levels of 24 bands, four times a second. Two sketches are compared by
 their correlation at the best shift, after each band's mean is removed, so that gain and equalisation do not
-count, and each moment's mean, so that two pieces do not seem one because both fade in. What is compared at all are each track's nearest neighbours by the bands' statistics (faiss), since
-comparing every pair would grow with the square of the collection.
+count, and each moment's mean, so that two pieces do not seem one because both fade in. What is compared at all
+are each track's nearest neighbours by the bands' statistics (faiss), since comparing every pair would grow with
+the square of the collection.
 """
 
 from collections.abc import Iterator, Sequence
