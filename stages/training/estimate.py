@@ -67,7 +67,8 @@ def estimate(task: Phased, progress: Progress = silent) -> Estimate:
         seconds = {first: _measure(run, backward, first) for first in firsts}
     lengths = [after - first for first, after in pairwise([*firsts, steps])]
     return Estimate(
-        device=str(device), precision=run.accelerator.mixed_precision.replace("no", "fp32"), processes=run.accelerator.num_processes,
+        device=str(device), precision=run.accelerator.mixed_precision.replace("no", "fp32"),
+        processes=run.accelerator.num_processes,
         steps=steps, parameters=parameters, trained=trained, state_bytes=state, peak_bytes=_peak(device),
         step_seconds=seconds, extra_seconds=extra,
         total_seconds=extra * steps + sum(n * seconds[first] for first, n in zip(firsts, lengths, strict=True)),
