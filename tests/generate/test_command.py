@@ -1,0 +1,120 @@
+"""`musicldm generate` as typed, on a toy model: one file, edits, a stream, mistakes, a full disk, an interruption."""
+
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import soundfile
+
+from musicldm_cli import app
+from tests import DEMO
+
+SONG = str(DEMO / "flare_battle_theme.ogg")
+
+
+@pytest.fixture
+def call(toy_models, tmp_path, monkeypatch, capsys):
+    """Run a command in an empty folder, in this process: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        usual = ["--model", str(toy_models / "ldm"), "--steps", "2"]
+        monkeypatch.setattr(sys, "argv", ["musicldm", "generate", *usual, *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            app.main()
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return run
+
+
+def test_one_file_by_name_and_edits_of_a_real_song(call, tmp_path):
+    length = soundfile.info(SONG).duration
+    for name, options, seconds in (
+        ("a.flac", (), 1.28),
+        ("b.ogg", ("--continue", SONG, "--seconds", str(length + 1)), length + 1),
+        ("c.wav", ("--inpaint", f"{SONG}:3:4"), length),
+        ("d.wav", ("--loop", "--bars", "1", "--bpm", "130"), round(4 * 60 / 130 * 16_000) / 16_000),
+    ):
+        code, out, err = call("calm piano", "--out", name, *options)
+        assert code == 0, err
+        assert out.startswith(name)
+        assert soundfile.info(tmp_path / name).duration == pytest.approx(seconds, abs=1e-4)
+    rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
+    assert [row["file"] for row in rows] == ["a.flac", "b.ogg", "c.wav", "d.wav"]
+    assert rows[3]["prompt"] == "calm piano, 130 BPM"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("x", "--guidance-interval", "0.8", "0.2"), 2, "--guidance-interval"),
+        (("x", "--loop", "--init-audio", SONG), 2, "exclude each other"),
+        (("x", "--bars", "4"), 2, "--bars belongs to --loop"),
+        (("x", "--strength", "0.5"), 2, "--strength belongs to --init-audio"),
+        (("x", "--loop", "--seconds", "3"), 2, "--seconds does not go with --loop"),
+        (("x", "--loop", "--bpm", "0"), 2, "above 0"),
+        (("x", "--tries", "3"), 2, "--tries belongs to --max-similarity"),
+        (("x", "--max-similarity", "7"), 2, "--max-similarity 7"),
+        (("x", "--max-similarity", "0.9", "--index", "none"), 4, "no none"),
+        (("x", "--continue", SONG, "--seconds", "2"), 2, "has"),
+        (("x", "--continue", "none.wav"), 4, "none.wav cannot be opened"),
+        (("x", "--inpaint", SONG), 2, "FILE:START:END"),
+        (("x", "--out", "a.mp3"), 2, "none of wav"),
+        (("x", "--out", "a.wav", "--format", "flac"), 2, "contradict"),
+        (("x", "--format", "raw"), 2, "stdout only"),
+        (("x", "--out", "-", "--plot"), 2, "--plot"),
+        (("x", "--out", "-", "--loop"), 2, "an edit"),
+        (("x\x07",), 2, "control character"),
+        (("x", "--seconds", "-3"), 2, "no length"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_leave_nothing(call, tmp_path, options, code, said):
+    found, _, err = call(*options)
+    assert (found, said in err) == (code, True), err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_and_leaves_no_half_file(call, tmp_path, monkeypatch):
+    from stages.audio import io as audio_io
+
+    monkeypatch.setattr(audio_io, "write", lambda path, *_: _fail(path))
+    code, _, err = call("calm piano", "--out", "clips")
+    assert code == 4
+    assert "full" in err
+    assert list((tmp_path / "clips").iterdir()) == []
+
+
+def _fail(path):
+    from stages.store import atomic_file
+
+    with atomic_file(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_stream_is_a_wav_and_an_interrupted_run_keeps_its_clips(toy_models, tmp_path):
+    """In real processes: stdout is sound alone, and Ctrl-C ends with 130, its finished clips in the manifest."""
+    model = ["--model", str(toy_models / "ldm")]
+    command = [sys.executable, "-m", "musicldm_cli", "generate", *model]
+    done = subprocess.run([*command, "calm", "--steps", "2", "--seconds", "3", "--out", "-"], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    samples, rate = soundfile.read(io.BytesIO(done.stdout))
+    assert (len(samples), rate) == (48_000, 16_000)
+    (tmp_path / "p.txt").write_text("calm\n" * 500)
+    run = subprocess.Popen([*command, "--prompts", "p.txt", "--steps", "2", "--out", "clips"], cwd=tmp_path)
+    manifest = tmp_path / "clips" / "manifest.jsonl"
+    deadline = time.monotonic() + 120
+    while not manifest.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(run.pid, signal.SIGINT)
+    assert run.wait(60) == 130
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    assert 1 <= len(rows) < 500
+    assert {row["file"] for row in rows} <= {path.name for path in (tmp_path / "clips").iterdir()}
