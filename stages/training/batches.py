@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from stages.data.dataset import Draw
+from stages.data.dataset import Draw, collate
 from stages.training.draws import DRAW
 from stages.training.signals import leave_to_parent
 
@@ -25,6 +25,12 @@ class WithDraws(Dataset):
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         return {**self.dataset[draw], DRAW: draw[1]}
 
+    def __getitems__(self, draws: list[Draw]) -> dict[str, Any]:
+        """A whole batch, in one piece where the dataset can make it so."""
+        if not hasattr(self.dataset, "__getitems__"):
+            return dict(default_collate([self[draw] for draw in draws]))
+        return {**self.dataset.__getitems__(draws), DRAW: torch.tensor([seed for _, seed in draws])}
+
 
 def loader(dataset: Any, draws: Iterable[list[Draw]], device: torch.device, workers: int = 0) -> DataLoader:
     """Batches of the dataset, one for each list of draws."""
@@ -32,6 +38,7 @@ def loader(dataset: Any, draws: Iterable[list[Draw]], device: torch.device, work
         WithDraws(dataset),
         batch_sampler=draws,
         num_workers=workers,
+        collate_fn=collate,
         worker_init_fn=leave_to_parent,
         pin_memory=device.type == "cuda",
     )
