@@ -42,6 +42,8 @@ def make_scheduler(name: str, config: Mapping[str, Any], steps: int, eta: float)
     kept = {k: v for k, v in config.items() if not k.startswith("_") and (name == "ddim" or k not in DDIM_ONLY)}
     if steps == total:
         kept["steps_offset"] = 0  # every time is visited, and an offset would lead beyond the last
+    elif name != "ddim":
+        kept["timestep_spacing"] = "linspace"  # "leading", DDIM's own, leaves out the noisiest times: docs/LOG.md
     scheduler = getattr(diffusers, SAMPLERS[name]).from_config(kept)
     scheduler.set_timesteps(steps)
     return scheduler
@@ -97,15 +99,21 @@ class Diffusion:
 
     def clean(self, x: Tensor, timestep: Tensor, predicted: Tensor) -> Tensor:
         """The latents z that a prediction stands for."""
-        a = self.alpha_bar[int(timestep)]
+        a = self._at(timestep)
         if self.prediction == "v_prediction":
             return a.sqrt() * x - (1 - a).sqrt() * predicted
         return (x - (1 - a).sqrt() * predicted) / a.sqrt()
 
     def predicted(self, x: Tensor, timestep: Tensor, clean: Tensor) -> Tensor:
         """The prediction that stands for the latents `clean`."""
-        a = self.alpha_bar[int(timestep)]
+        a = self._at(timestep)
         return ((a.sqrt() * x if self.prediction == "v_prediction" else x) - self._scale(a) * clean) / (1 - a).sqrt()
+
+    def _at(self, timestep: Tensor) -> Tensor:
+        """alpha_bar; between whole times, which Euler visits, by the line between their noise levels, as there."""
+        low, high = math.floor(timestep), math.ceil(timestep)
+        sigma = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
+        return 1 / (1 + torch.lerp(sigma[low], sigma[high], float(timestep) - low).square())
 
     def _scale(self, a: Tensor) -> Tensor:
         return torch.ones_like(a) if self.prediction == "v_prediction" else a.sqrt()
