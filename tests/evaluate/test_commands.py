@@ -102,7 +102,7 @@ def test_every_setting_changes_the_sound(call, tmp_path):
         assert code == 0, err
         return Path(out.splitlines()[0]).read_bytes()
 
-    options = ["", "--sampler=euler", "--sampler=ddim --eta=1", "--guidance=4", "--steps=4", "--negative=slow", "--seed=9"]
+    options = ["", "--sampler=euler", "--eta=1 --sampler=ddim", "--guidance=4", "--steps=4", "--negative=x", "--seed=9"]
     sounds = [sound(*option.split()) for option in options]
     assert len(set(sounds)) == len(options) == 7
 
