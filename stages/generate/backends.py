@@ -68,7 +68,8 @@ def choose_backend(wanted: str, pipeline: Pipeline, cache: Path) -> Backend:
     if has_fast_bfloat16(pipeline.device):
         return Backend("bf16", f"{pipeline.device.type} has matrix units for bfloat16")
     for name in ("openvino", "compile"):
-        if (cache / _key(name, pipeline)).is_dir() and (name != "openvino" or find_spec("openvino") is not None):
+        there = name != "openvino" or find_spec("openvino") is not None  # first: its key holds its version
+        if there and (cache / _key(name, pipeline)).is_dir():
             return Backend(name, "this model was compiled before")
     return Backend("eager", "no matrix units, and --backend openvino or compile was never run on this model")
 
