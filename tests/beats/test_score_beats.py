@@ -12,9 +12,6 @@ from stages.data.score_beats import arrange, collection, grooves, tunes
 from stages.data.score_beats.perform import MAX_SECONDS, perform
 from stages.data.score_beats.score import DRUMS, Score, notes
 
-for package in ("mido", "music21", "tinysoundfont"):
-    pytest.importorskip(package, reason="pip install 'musicldm[beats-train]'; pip install --no-deps tinysoundfont")
-
 
 def scale(metre: int, first: int, bars: int = 12, compound: bool = False) -> Score:
     """A note of C major on every beat, and one half a beat later."""
