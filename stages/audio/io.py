@@ -127,6 +127,14 @@ def probe(path: Path) -> Info:
         return Info(frames / audio.sample_rate, audio.sample_rate, audio.channels)
 
 
+def find_audio(folder: Path) -> list[Path]:
+    """Every file below `folder` with one of SUFFIXES, sorted. Raises DataError when there is none."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise DataError(f"There is no audio at {folder}.", f"Known suffixes: {' '.join(SUFFIXES)}")
+    return files
+
+
 def scan(path: Path) -> tuple[int, int, str]:
     """Decode the whole file: samples a channel, rate, and `SampleHash` of the mixdown. Raises as `stream`."""
     with open_audio(path) as audio:

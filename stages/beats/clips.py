@@ -15,7 +15,6 @@ from stages.beats.features import FLOOR_DB, MIX, Mel, log_mel
 from stages.beats.transformer import N_MELS, TEMPO_BINS
 from stages.data.dataset import Draw
 from stages.data.score_beats.collection import Piece
-from stages.errors import DataError
 from stages.progress import Progress, silent
 from stages.store import atomic_file, sha256
 
@@ -45,9 +44,7 @@ def listen(folder: Path, cache: Path, progress: Progress = silent) -> list[Taugh
     """What madmom's networks hear in every audio file below `folder`, kept in `cache`. Raises DataError."""
     from stages.beats.backends import MADMOM_FPS, Madmom
 
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in io.SUFFIXES)
-    if not files:
-        raise DataError(f"There is no audio at {folder}.", f"Known suffixes: {' '.join(io.SUFFIXES)}")
+    files = io.find_audio(folder)
     teacher, made = None, []
     for done, path in enumerate(files):
         progress("teacher", done, len(files))

@@ -84,9 +84,7 @@ def track_audio(
     A line is the beat's time in seconds, a tab, and its position in the bar. Raises DataError when there is
     no audio, or two files would share a name.
     """
-    paths = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix.lower() in io.SUFFIXES)
-    if not paths:
-        raise DataError(f"There is no audio at {source}.", f"Known suffixes: {' '.join(io.SUFFIXES)}")
+    paths = [source] if source.is_file() else io.find_audio(source)
     root = source.parent if source.is_file() else source
     targets: dict[Path, Path] = {}
     for path in paths:

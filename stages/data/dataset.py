@@ -59,8 +59,9 @@ class ClipDataset(Dataset[Clip]):
         return len(self.windows)
 
     def __getitem__(self, draw: Draw) -> Clip:
-        batch = self.__getitems__([draw])
-        return {"audio": batch["audio"][0], "track": int(batch["track"][0])}
+        audio = torch.zeros(self.clip_samples)
+        self._fill(audio.numpy(), *draw)
+        return {"audio": audio, "track": self.windows[draw[0]].track}
 
     def __getitems__(self, draws: list[Draw]) -> dict[str, Tensor]:
         """A batch made in one piece, which a DataLoader asks for and `collate` leaves as it is.

@@ -17,19 +17,15 @@ Batch = dict[str, Tensor]
 
 
 class WithDraws(Dataset):
-    """The items of a dataset with their draw seeds, for `stages.training.draws`."""
+    """The batches of a dataset with their draw seeds, for `stages.training.draws`; in one piece where it can."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        return {**self.dataset[draw], DRAW: draw[1]}
-
-    def __getitems__(self, draws: list[Draw]) -> dict[str, Any]:
-        """A whole batch, in one piece where the dataset can make it so."""
-        if not hasattr(self.dataset, "__getitems__"):
-            return dict(default_collate([self[draw] for draw in draws]))
-        return {**self.dataset.__getitems__(draws), DRAW: torch.tensor([seed for _, seed in draws])}
+    def __getitems__(self, draws: list[Draw]) -> Batch:
+        whole = hasattr(self.dataset, "__getitems__")
+        batch = self.dataset.__getitems__(draws) if whole else default_collate([self.dataset[draw] for draw in draws])
+        return {**batch, DRAW: torch.tensor([seed for _, seed in draws])}
 
 
 def loader(dataset: Any, draws: Iterable[list[Draw]], device: torch.device, workers: int = 0) -> DataLoader:

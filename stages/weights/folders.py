@@ -15,6 +15,7 @@ from stages.ldm.folder import save_pipeline
 from stages.ldm.model import LatentDiffusion
 from stages.params import Params
 from stages.store import model_folder
+from stages.training.card import about
 from stages.vae.model import FOLDER as VAE_FOLDER
 from stages.vocoder.model import FOLDER as VOCODER_FOLDER
 
@@ -45,18 +46,18 @@ def save_pipeline_of(parts: Parts, out: Path, card: dict[str, Any]) -> None:
 
 
 def save_clap(clap: Clap, out: Path, card: dict[str, Any]) -> None:
-    with model_folder(out, "clap", _about(clap.params) | card) as folder:
+    with model_folder(out, "clap", about(clap.params) | card) as folder:
         clap.model.save_pretrained(folder / TEXT_ENCODER)
         clap.tokenizer.save_pretrained(folder / TOKENIZER)
 
 
 def save_vae(vae: AutoencoderKL, params: Params, out: Path, card: dict[str, Any]) -> None:
-    with model_folder(out, "vae", _about(params) | card) as folder:
+    with model_folder(out, "vae", about(params) | card) as folder:
         vae.save_pretrained(folder / VAE_FOLDER)
 
 
 def save_vocoder(vocoder: SpeechT5HifiGan, params: Params, out: Path, card: dict[str, Any]) -> None:
-    with model_folder(out, "vocoder", _about(params) | card) as folder:
+    with model_folder(out, "vocoder", about(params) | card) as folder:
         vocoder.save_pretrained(folder / VOCODER_FOLDER)
 
 
@@ -84,7 +85,3 @@ def set_epsilon(model: ClapModel, epsilon: float) -> None:
     for module in model.text_model.modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = epsilon
-
-
-def _about(params: Params) -> dict[str, Any]:
-    return {"preset": params.preset, "params": params.model_dump(mode="json"), "params_digest": params.digest()}
