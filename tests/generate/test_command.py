@@ -99,6 +99,11 @@ def _fail(path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def _as_in_a_terminal():
+    """What a shell starts in the background ignores Ctrl-C, and so would its children, the tests' as well."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_stream_is_a_wav_and_an_interrupted_run_keeps_its_clips(toy_models, tmp_path):
     """In real processes: stdout is sound alone, and Ctrl-C ends with 130, its finished clips in the manifest."""
     model = ["--model", str(toy_models / "ldm")]
@@ -108,7 +113,8 @@ def test_a_stream_is_a_wav_and_an_interrupted_run_keeps_its_clips(toy_models, tm
     samples, rate = soundfile.read(io.BytesIO(done.stdout))
     assert (len(samples), rate) == (48_000, 16_000)
     (tmp_path / "p.txt").write_text("calm\n" * 500)
-    run = subprocess.Popen([*command, "--prompts", "p.txt", "--steps", "2", "--out", "clips"], cwd=tmp_path)
+    run = subprocess.Popen([*command, "--prompts", "p.txt", "--steps", "2", "--out", "clips"], cwd=tmp_path,
+                           preexec_fn=_as_in_a_terminal)  # fmt: skip
     manifest = tmp_path / "clips" / "manifest.jsonl"
     deadline = time.monotonic() + 120
     while not manifest.exists() and time.monotonic() < deadline:
