@@ -19,7 +19,7 @@ from stages.data.shards import ShardReader
 from stages.errors import DataError
 from stages.evaluate.embeddings import folder_files
 from stages.evaluate.run import METRICS, QUALITY, RELEVANCE
-from stages.generate.batch import MANIFEST, read_manifest
+from stages.generate.manifest import MANIFEST, read_manifest
 from stages.generate.plots import one_line, spectrogram_pair_png, violin_png
 from stages.layout import Layout
 from stages.params import Params

@@ -9,7 +9,7 @@ from stages.audio import io as audio_io
 from stages.data.shards import ShardReader
 from stages.evaluate.novelty import Training
 from stages.evaluate.relevance import Texts
-from stages.generate.batch import MANIFEST
+from stages.generate.manifest import MANIFEST
 from stages.params import Audio
 from stages.store import atomic_folder, write_jsonl
 

@@ -32,7 +32,7 @@ from stages.evaluate.embeddings import (
 )
 from stages.evaluate.index import SCHEMA, Kept, TrainingIndex, write_index
 from stages.evaluate.retrieval import retrieve
-from stages.generate.batch import MANIFEST, read_manifest
+from stages.generate.manifest import MANIFEST, read_manifest
 from stages.params import Params
 from stages.progress import Progress, silent
 from stages.store import atomic_file, write_json

@@ -57,7 +57,7 @@ def choose_backend(wanted: str, pipeline: Pipeline, cache: Path) -> Backend:
     """
     if wanted not in BACKENDS:
         raise UsageError(f"--backend {wanted} is none of {', '.join(BACKENDS)}.")
-    if wanted == "openvino" and find_spec("openvino") is None:
+    if not _is_installed(wanted):
         raise MissingDependencyError("OpenVINO is not installed.", "pip install 'musicldm[openvino]'")
     if wanted == "openvino" and pipeline.device.type != "cpu":
         raise UsageError(
@@ -68,10 +68,14 @@ def choose_backend(wanted: str, pipeline: Pipeline, cache: Path) -> Backend:
     if has_fast_bfloat16(pipeline.device):
         return Backend("bf16", f"{pipeline.device.type} has matrix units for bfloat16")
     for name in ("openvino", "compile"):
-        there = name != "openvino" or find_spec("openvino") is not None  # first: its key holds its version
-        if there and (cache / _key(name, pipeline)).is_dir():
+        if _is_installed(name) and (cache / _key(name, pipeline)).is_dir():
             return Backend(name, "this model was compiled before")
     return Backend("eager", "no matrix units, and --backend openvino or compile was never run on this model")
+
+
+def _is_installed(backend: str) -> bool:
+    """To be asked before `_key`, which holds the package's version."""
+    return backend != "openvino" or find_spec("openvino") is not None
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

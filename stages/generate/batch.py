@@ -15,7 +15,6 @@ from stages.audio import io as audio_io
 from stages.generate.edit import Edit
 from stages.generate.gate import Gate, similarity
 from stages.generate.manifest import MANIFEST, Settings, make_folder, plan_clips
-from stages.generate.manifest import read_manifest as read_manifest
 from stages.generate.pipeline import Clip, Pipeline
 from stages.generate.plots import one_line, save_spectrogram
 from stages.generate.prompts import Prompt

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from stages.audio import io as audio_io
 from stages.errors import DataError, ModelError, MusicldmError, UsageError
-from stages.generate.batch import MANIFEST, generate_files, read_manifest
+from stages.generate.batch import generate_files
 from stages.generate.edit import Init, make_sound
+from stages.generate.manifest import MANIFEST, read_manifest
 from stages.generate.pipeline import Pipeline, Settings
 from stages.generate.plots import save_waveform_and_spectrogram
 from stages.generate.prompts import Defaults, Prompt, typed_prompt

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from stages.audio import io as audio_io
 from stages.errors import DataError, UsageError
+from stages.generate.manifest import MANIFEST
 from stages.progress import Progress, silent
 from stages.store import read_jsonl, sha256
 
-MANIFEST = "manifest.jsonl"  # of stages.generate.batch, whose import takes seconds
 HIGHEST_RATE = 48_000
 SHORTEST_SECONDS = 0.5
 FADE_SECONDS = 0.5

@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from stages.errors import UsageError
-from stages.generate.batch import generate_files, make_clips, read_manifest
+from stages.generate.batch import generate_files, make_clips
 from stages.generate.gate import Gate, Neighbour, steered
+from stages.generate.manifest import read_manifest
 from stages.generate.pipeline import Pipeline, Settings
 from stages.generate.prompts import Prompt
 from stages.generate.samplers import Away, Diffusion, guided

@@ -13,7 +13,8 @@ from diffusers.pipelines.deprecated.musicldm.pipeline_musicldm import MusicLDMPi
 from torch import Generator
 
 from stages.errors import DataError, ModelError, UsageError
-from stages.generate.batch import generate_files, make_clips, read_manifest
+from stages.generate.batch import generate_files, make_clips
+from stages.generate.manifest import read_manifest
 from stages.generate.pipeline import Pipeline, Settings
 from stages.generate.prompts import Prompt
 from stages.generate.samplers import normal
