@@ -40,14 +40,14 @@ COLLECTIONS = (
     ),
     Collection(
         "debian-games --licence cc",
-        8.1,
+        11.0,
         "CC-BY, CC-BY-SA, public domain",
         "whole tracks of free games, from Debian's packages",
         "musicldm data fetch debian-games data/games --licence cc",
     ),
     Collection(
         "debian-games --licence free",
-        21.1,
+        24.0,
         "the same, and GPL",
         "more of them, those under the GPL included",
         "musicldm data fetch debian-games data/games --licence free",

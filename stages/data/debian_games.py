@@ -21,7 +21,8 @@ from stages.store import atomic_file, disk_errors, write_text
 Licence = Literal["cc", "free"]
 ATTRIBUTION = "attribution.csv"
 COLUMNS = ("path", "caption", "title", "artist", "licence", "source_package", "source_file")
-_ARCHIVED = "/unpacked/"  # stands in the list for a .pk3 (zip) file in the folder before it
+_ARCHIVED = "/unpacked/"  # stands in the list for a zip file in the folder before it
+_ARCHIVES = (".pk3", ".zip")
 _PERMISSIVE = ("CC-", "public-domain")
 
 
@@ -117,7 +118,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _copy_from_archive(tree: Path, row: Source, target: Path) -> None:
     folder, member = row.source.split(_ARCHIVED)
-    for path in sorted((tree / folder).glob("*.pk3")):
+    for path in sorted(path for path in (tree / folder).iterdir() if path.suffix in _ARCHIVES):
         with zipfile.ZipFile(path) as archive:
             if member in archive.namelist():
                 with archive.open(member) as source, atomic_file(target) as temporary, temporary.open("wb") as copy:
