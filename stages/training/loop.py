@@ -24,7 +24,7 @@ from stages.training import checkpoint
 from stages.training.batches import Batch, Clock, loader, micro_batches, step_seed
 from stages.training.checkpoint import Position
 from stages.training.clips import spread
-from stages.training.devices import Backpropagation, build_accelerator
+from stages.training.devices import Backpropagation, build_accelerator, float_norms
 from stages.training.log import Journal, journal, show
 from stages.training.samples import Sample
 from stages.training.signals import stop_signals
@@ -163,7 +163,8 @@ class Run:
         steppers = {name: self.accelerator.prepare(optimizer) for name, optimizer in self.state.optimizers.items()}
         self._set_mode(training=True)
         try:
-            yield Backpropagation(self.accelerator, self.settings, self.state, steppers)
+            with float_norms(plain.values(), self.accelerator):
+                yield Backpropagation(self.accelerator, self.settings, self.state, steppers)
         finally:
             for module in plain.values():  # autocast was wrapped around its forward
                 self.accelerator.unwrap_model(module, keep_fp32_wrapper=False).eval()
