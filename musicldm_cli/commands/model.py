@@ -20,6 +20,7 @@ class Layout(StrEnum):
 
     DIFFUSERS = "diffusers"
     PUBLIC = "public"
+    HALF = "half"
 
 
 @app.command("list")
@@ -78,11 +79,12 @@ def export(
     context: typer.Context,
     folder: Folder,
     out: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],
-    to: Annotated[Layout, typer.Option(help="Whose layout: a MusicLDMPipeline's, or the public MusicLDM's.")] = (
-        Layout.DIFFUSERS
-    ),
+    to: Annotated[
+        Layout,
+        typer.Option(help="A MusicLDMPipeline's folder, the public MusicLDM's file, or our own in half precision."),
+    ] = (Layout.DIFFUSERS),
 ) -> None:
-    """Write a whole pipeline for other programs: a diffusers folder, or one musicldm-ckpt.ckpt."""
+    """Write a model for other programs (a diffusers folder, or one musicldm-ckpt.ckpt), or at half its size."""
     from stages.store import refuse_existing
 
     refuse_existing(out)
@@ -92,6 +94,12 @@ def export(
         export_diffusers(folder, out)
         text = f"{out} loads with diffusers' MusicLDMPipeline; its README.md tells of the null condition."
         session(context).output.result(text, [out])
+        return
+    if to is Layout.HALF:
+        from stages.weights.half import export_half
+
+        export_half(folder, out)
+        session(context).output.result(f"{out} is {folder} in half precision.", [out])
         return
     from stages.weights.export import export_public
 

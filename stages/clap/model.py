@@ -152,7 +152,9 @@ def load_pretrained(params: Params, source: str) -> Clap:
 
 def _read(params: Params, model_source: Path | str, tokenizer_source: Path | str) -> tuple[ClapModel, Any]:
     try:
-        model, report = ClapModel.from_pretrained(model_source, use_safetensors=True, output_loading_info=True)
+        model, report = ClapModel.from_pretrained(
+            model_source, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+        )
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
     except (OSError, ValueError) as error:
         raise ModelError(

@@ -130,11 +130,12 @@ def load_weights(module: nn.Module, file: Path, remedy: str) -> None:
     """Fill `module` from a safetensors file, names and shapes as they are. Raises ModelError.
 
     A module made on the device "meta" gets the file's own memory, mapped and read when it is first used: nothing is
-    initialised in vain, and nothing copied.
+    initialised in vain, and nothing copied; but for what is stored in half precision, which becomes float32.
     """
     try:
         mapped = any(parameter.is_meta for parameter in module.parameters())
-        module.load_state_dict(load_file(file), strict=True, assign=mapped)
+        state = {name: t.float() if t.dtype == torch.float16 else t for name, t in load_file(file).items()}
+        module.load_state_dict(state, strict=True, assign=mapped)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{file} cannot be loaded: {' '.join(str(error).split())[:300]}.", remedy) from error
 

@@ -1,0 +1,35 @@
+"""A model folder in half precision: half the size on disk, for shipping; it is read back as float32."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from stages.store import CARD, model_card, model_digest, model_folder
+
+
+def export_half(model: Path, out: Path) -> None:
+    """Write the model folder `model` again as `out`, sealed, with every float32 tensor as float16.
+
+    Raises ModelError for what is no model folder.
+    """
+    card = model_card(model)
+    about = {key: value for key, value in card.items() if key not in ("schema", "kind", "musicldm", "files")}
+    with model_folder(out, card["kind"], about | {"half_of": model_digest(model)}) as folder:
+        for name in card["files"]:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.suffix == ".safetensors":
+                _halve(model / name, target)
+            elif name != CARD:
+                shutil.copyfile(model / name, target)
+
+
+def _halve(source: Path, target: Path) -> None:
+    with safe_open(source, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        about = file.metadata()
+    halves = {name: t.half() if t.dtype == torch.float32 else t for name, t in tensors.items()}
+    save_file(halves, target, metadata=about)
