@@ -14,7 +14,7 @@ from musicldm_cli.commands import listen
 from musicldm_cli.session import session
 
 if TYPE_CHECKING:
-    from stages.evaluate.run import Setting
+    from stages.evaluate.setting import Setting
 
 app = typer.Typer(no_args_is_help=True, help="Measure quality, relevance and novelty.")
 app.add_typer(listen.app, name="listen")
@@ -166,6 +166,43 @@ def planted(
 
 
 @app.command()
+def joints(
+    context: typer.Context,
+    generated: Generated = None,
+    vae: Annotated[Path | None, typer.Option(metavar="DIR", help="A vae or ldm folder; default work/models.")] = None,
+    vocoder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A vocoder or ldm folder; default work/models.")
+    ] = None,
+    split: Annotated[
+        Literal["test", "valid"], typer.Option(help="Whose real clips all sets are compared with.")
+    ] = "test",
+    clips: Annotated[int, typer.Option(min=2, help="At most this many clips in each set.")] = 150,
+    out: Out = None,
+    override: Override = None,
+) -> None:
+    """Where quality is lost: real clips through Griffin-Lim, vocoder and VAE, generated ones, and marks beside them.
+
+    FD of each set from the same real clips, and log-mel L1 where clips are paired. The marks: other real music,
+    training music, its 1 s grains shuffled, and noise with the real clips' mean spectrum.
+    """
+    from stages.evaluate.joints import joints as measure
+
+    layout, folder = session(context).layout, _folder(context, out, "joints")
+    made = generated or (layout.generated if layout.generated.is_dir() else None)
+    vae, vocoder = (
+        given or next((folder for folder in (usual, layout.ldm) if folder.is_dir()), None)
+        for given, usual in ((vae, layout.vae), (vocoder, layout.vocoder))
+    )
+    with _setting(context, None, override) as setting:
+        result = measure(setting, vae, vocoder, made, split, clips, folder)
+    lines = [f"{result['backbone']}; {result['n_real']} real clips of {result['n_real_tracks']} tracks, {split} split"]
+    for figure, unit in (("fd", "FD"), ("fd_infinity", "FD-infinity"), ("log_mel_l1", "log-mel L1")):
+        lines += [unit, *_lines({name: found[figure] for name, found in result["sets"].items()}, result["sets"], "  ")]
+    lines += ["Ratios of FD", *_lines(result["ratios"], result["ratios"], "  ")]
+    _show(context, lines, [folder / "metrics.json"], result)
+
+
+@app.command()
 def zeroshot(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="ESC-50, UrbanSound8K, VGGSound or GTZAN.")],
@@ -269,7 +306,7 @@ def beats(
 @contextmanager
 def _setting(context: typer.Context, clap: Path | None, override: list[str] | None) -> Iterator[Setting]:
     """What the evaluations share, with a progress bar while they run."""
-    from stages.evaluate.run import Setting
+    from stages.evaluate.setting import Setting
 
     found = session(context)
     layout = found.layout

@@ -4,10 +4,11 @@ Every clip is mono at the model's rate, one window of the clip length (longer au
 from its start, its tail dropped; shorter audio is padded with silence), mean removed, scaled to one peak.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from stages.evaluate.search import nearest
 from stages.params import Audio
 from stages.progress import Progress, silent
 
+T = TypeVar("T")
 BATCH = 4
 SILENCE_PEAK = 1e-4  # -80 dB of full scale
 SHORTEST_SECONDS = 0.5
@@ -98,18 +100,33 @@ def folder_segments(files: Iterable[Path], audio: Audio) -> Iterator[Segment]:
             yield Segment(path.stem, start / audio.sample_rate, part, rate)
 
 
-def shard_segments(reader: ShardReader, split: str, audio: Audio) -> Iterator[Segment]:
-    """Windows of a split's tracks. Raises DataError when the shards are of another rate."""
+def shard_segments(reader: ShardReader, split: str, audio: Audio, most: int | None = None) -> Iterator[Segment]:
+    """Windows of a split's tracks; with `most` at most that many, spread evenly over all music of the split.
+
+    Raises DataError when the shards are of another rate.
+    """
     if reader.sample_rate != audio.sample_rate:
         raise DataError(
             f"The shards are at {reader.sample_rate} Hz, audio.sample_rate is {audio.sample_rate}.",
             "Write the shards again: musicldm prep shards",
         )
-    for index, track in enumerate(reader.tracks):
-        for start in windows(track.samples, audio.clip_samples) if track.split == split else ():
-            stop = min(start + audio.clip_samples, track.samples)
-            part = reader.audio(index, start, stop).astype(np.float32) / np.float32(audio_io.FULL_SCALE)
-            yield Segment(track.id, start / reader.sample_rate, part, reader.sample_rate)
+    places = [
+        (index, start)
+        for index, track in enumerate(reader.tracks)
+        for start in (windows(track.samples, audio.clip_samples) if track.split == split else ())
+    ]
+    for index, start in evenly(places, most):
+        track = reader.tracks[index]
+        stop = min(start + audio.clip_samples, track.samples)
+        part = reader.audio(index, start, stop).astype(np.float32) / np.float32(audio_io.FULL_SCALE)
+        yield Segment(track.id, start / reader.sample_rate, part, reader.sample_rate)
+
+
+def evenly(items: Sequence[T], most: int | None) -> list[T]:
+    """All items, or `most` of them at equal distances."""
+    if most is None or len(items) <= most:
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
 
 
 def normalised(samples: NDArray[np.float32], audio: Audio, keeps_level: bool = False) -> Tensor:

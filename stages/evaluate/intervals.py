@@ -42,6 +42,20 @@ def distance_figure(value: float, replicates: Sequence[float], n: int) -> dict[s
     return figure(value, value - error, value + error, n)
 
 
+def ratio_figure(
+    above: float, below: float, draws_above: Sequence[float], draws_below: Sequence[float], n: int
+) -> dict[str, Any] | None:
+    """above / below, times and over exp of 1.96 bootstrap standard errors of its logarithm.
+
+    The draws belong together one by one. None when a distance is nothing.
+    """
+    if below <= 0 or above <= 0 or min(*draws_above, *draws_below, 1.0) <= 0:
+        return None
+    logs = np.log(draws_above) - np.log(draws_below)
+    factor = math.exp(Z_95 * float(np.std(logs, ddof=1))) if len(logs) > 1 else 1.0
+    return figure(above / below, above / below / factor, above / below * factor, n)
+
+
 def share_figure(hits: int, n: int) -> dict[str, Any]:
     """hits / n with Wilson's score interval, which is honest at 0 and 1 (Wilson 1927)."""
     p, z2 = hits / n, Z_95**2

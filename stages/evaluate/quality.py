@@ -105,6 +105,14 @@ def fd_infinity(made: Array, real: Array, seed: int) -> tuple[float, float, floa
     return float(start), 1.96 * float(np.std(fits, ddof=1) / np.sqrt(FD_REPEATS)), fit
 
 
+def limit_figure(made: Array, real: Array, seed: int) -> dict[str, Any] | None:
+    """fd_infinity as a figure, with the R^2 of its fit; None for so few clips that the sizes are no line."""
+    if len(made) < 2 * FD_SIZES:
+        return None
+    limit, half, fit = fd_infinity(made, real, seed)
+    return figure(limit, limit - half, limit + half, min(len(made), len(real))) | {"r_squared": fit}
+
+
 def inception_score(p: Array, splits: int = 1, seed: int = IS_SEED) -> float:
     """exp of the mean KL(p(class | clip) || p(class)) over probabilities p (N, K) (Salimans et al. 2016).
 
@@ -169,10 +177,9 @@ def _set_distances(generated: Embedded, reference: Embedded, settings: Evaluate)
 
     draws = _draws(generated, reference, settings)
     distances = [frechet_distance(x[i], y[j]) for i, j in draws]
-    limit, half, fit = fd_infinity(x, y, settings.seed)
     return {
         "fd": distance_figure(frechet_distance(x, y), distances, n),
-        "fd_infinity": figure(limit, limit - half, limit + half, n) | {"r_squared": fit},
+        "fd_infinity": limit_figure(x, y, settings.seed),
         "kid": distance_figure(kernel_distance(xx, yy, xy), [kid(i, j) for i, j in draws], n),
         **_neighbours(x, y, draws),
     }
@@ -246,6 +253,8 @@ def _warnings(generated: Embedded, reference: Embedded) -> list[str]:
         found.append(f"Density and coverage need more than {NEIGHBOURS} reference clips.")
     if sorted(set(generated.rates)) != sorted(set(reference.rates)):
         found.append("Generated and reference files have different sample rates; bandwidth alone moves these figures.")
+    if len(generated.vectors) < 2 * FD_SIZES:
+        found.append(f"FD-infinity needs {2 * FD_SIZES} generated clips; there are {len(generated.vectors)}.")
     unpaired = len(set(generated.names) - set(reference.names))
     if unpaired:
         kept = len(set(generated.names)) - unpaired

@@ -1,9 +1,7 @@
 """The evaluations from folders to metrics.json: which files are read, with which network."""
 
 import csv
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +16,12 @@ from stages.evaluate import quality as quality_
 from stages.evaluate import relevance as relevance_
 from stages.evaluate import spectral
 from stages.evaluate import zeroshot as zeroshot_
-from stages.evaluate.backbones import Backbone, ClapBackbone, MusicnnBackbone, UnitBackbone, load_backbone
-from stages.evaluate.cache import EmbeddingCache
+from stages.evaluate.backbones import ClapBackbone, MusicnnBackbone, UnitBackbone, load_backbone
 from stages.evaluate.duplicates import duplicates
-from stages.evaluate.embeddings import (
-    Embedded,
-    Segment,
-    embed,
-    folder_files,
-    folder_segments,
-    preprocessing,
-    shard_segments,
-)
-from stages.evaluate.index import SCHEMA, Kept, TrainingIndex, write_index
+from stages.evaluate.embeddings import Segment, folder_files, folder_segments, preprocessing, shard_segments
+from stages.evaluate.index import Kept, TrainingIndex
 from stages.evaluate.retrieval import retrieve
+from stages.evaluate.setting import Listener, Setting
 from stages.generate.manifest import MANIFEST, read_manifest
 from stages.params import Params
 from stages.progress import Progress, silent
@@ -44,23 +34,6 @@ QUALITY = (
 )  # fmt: skip
 RELEVANCE = ("text_audio_similarity", "test_set_reference", "retrieval_max_reference")
 MEASURES = ("clap", "musicnn", "mel")  # of planted
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all evaluations share: parameters, the folders of shards and CLAP, and where embeddings are kept."""
-
-    params: Params
-    shards: Path
-    clap: Path
-    cache: Path
-    progress: Progress = silent
-
-    def listener(self, backbone: Backbone) -> "_Listener":
-        return _Listener(backbone, self.params, self.cache, self.progress)
-
-    def clap_backbone(self) -> ClapBackbone:
-        return ClapBackbone(self.clap, self.params.audio.sample_rate)
 
 
 def quality(setting: Setting, generated: Path, reference: Path | None, out: Path) -> dict[str, Any]:
@@ -150,7 +123,7 @@ def index_training(
     Without `out` the index of shards goes where `novelty` looks for it. With duplicates, the nearest other
     track of every window is written to duplicates.csv inside the index. Raises DataError.
     """
-    listen = _Listener(ClapBackbone(clap, params.audio.sample_rate), params, cache, progress)
+    listen = Listener(ClapBackbone(clap, params.audio.sample_rate), params, cache, progress)
     if (source / "index.json").exists():
         index = listen.index(ShardReader(source), out, kept)
     else:
@@ -220,33 +193,6 @@ def zeroshot(setting: Setting, folder: Path, benchmark: str | None, out: Path) -
     _write_csv(out / "clips.csv", rows)
     write_json(out / METRICS, result)
     return result
-
-
-class _Listener:
-    """One network, with the cache of what it has heard."""
-
-    def __init__(self, backbone: Backbone, params: Params, cache: Path, progress: Progress) -> None:
-        self.backbone, self.params, self.folder, self.progress = backbone, params, cache, progress
-        self.cache = EmbeddingCache(cache / "embeddings.sqlite")
-
-    def __call__(self, segments: Iterable[Segment], what: str) -> Embedded:
-        return embed(segments, self.backbone, self.params.audio, what, self.cache, self.progress)
-
-    def split(self, reader: ShardReader, split: str) -> Embedded:
-        return self(shard_segments(reader, split, self.params.audio), f"{split} split")
-
-    def index(self, reader: ShardReader, path: Path | None = None, kept: Kept = "float32") -> TrainingIndex:
-        """The index of the train split: made once for shards, network and preprocessing, then found again."""
-        if path is None:
-            about = f"{preprocessing(self.params.audio, self.backbone)} {self.backbone.name} {reader.digest}"
-            name = hashlib.sha256(f"{about} {SCHEMA} {spectral.VERSION} {kept}".encode()).hexdigest()[:12]
-            path = self.folder / f"index-{name}"
-            if path.exists():
-                return TrainingIndex(path)
-        return self.write(path, shard_segments(reader, "train", self.params.audio), reader.digest, kept)
-
-    def write(self, path: Path, segments: Iterable[Segment], data: str, kept: Kept) -> TrainingIndex:
-        return write_index(path, segments, self.backbone, self.params.audio, data, kept, self.cache, self.progress)
 
 
 def _sketched(segments: Iterable[Segment], params: Params) -> tuple[Iterator[Segment], list[spectral.Frames]]:

@@ -91,10 +91,11 @@ def test_fd_infinity_takes_off_most_of_the_bias_of_few_clips():
 def test_few_clips_are_said_to_be_few():
     few = Embedded(list("abcd"), np.zeros(4), logits(4, 30, 6), logits(4, 50, 7), "test", "none", [RATE])
     found = quality(few, few, Evaluate(bootstrap=10))
-    assert (found["is_softmax"], found["density"], found["coverage"]) == (None, None, None)
+    assert [found[key] for key in ("is_softmax", "density", "coverage", "fd_infinity")] == [None] * 4
     said = " ".join(found["warnings"])
     assert "IS over 10 splits needs 20 clips" in said
     assert "Density and coverage need more than 5" in said
+    assert "FD-infinity needs 24" in said
     assert "biased upwards" in said
 
 
