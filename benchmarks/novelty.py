@@ -1,9 +1,10 @@
 """1,000 clips against up to a million stored 512-d embeddings: `eval novelty`'s search beside NumPy and FAISS.
 
-    python benchmarks/novelty.py [--json FILE] [--rows N] [--repeats N]
+    python benchmarks/novelty.py [--json FILE] [--rows N] [--repeats N] [--folder DIR] [--only SIZE]
 
 Each search runs in a process of its own, in alternation, with the files in the page cache. Seconds are medians;
-the memory is what the search added to the process at its highest, without the index's own files (RssAnon).
+the memory is what the search added to the process at its highest, without the index's own files (RssAnon). The
+vectors are made once, in DIR where it is given, and found there again; smaller sizes are their first rows.
 All searches find equally near neighbours, or the benchmark fails. The OpenBLAS in FAISS's wheel (0.3.15) takes
 processors younger than itself for a Prescott; `faiss` is told which it is (OPENBLAS_CORETYPE), `faiss-as-is` not.
 """
@@ -24,6 +25,7 @@ import numpy as np
 
 QUERIES, DIMENSIONS, CLUSTERS = 1000, 512, 2000
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
+NAMES = {"single": "float32", "half": "float16"}
 CHUNK = 16_384
 FAISS_AS_IS_ROWS = 100_000  # more takes minutes
 FAISS_CANDIDATES = 4
@@ -40,22 +42,28 @@ def vectors(rows: int, seed: int) -> np.ndarray:
 
 
 def build(folder: Path, rows: int) -> None:
-    """Two index folders of the same vectors, `single` and `half`."""
-    for name in ("single", "half"):
-        (folder / name).mkdir(parents=True)
-        (folder / name / "frames.bin").write_bytes(bytes(64))
-    with (folder / "single/vectors.bin").open("wb") as single, (folder / "half/vectors.bin").open("wb") as half:
+    """Two index folders of the same vectors, `single` and `half`; what is there is kept."""
+    files = [folder / name / "vectors.bin" for name in NAMES]
+    if all(
+        file.exists() and file.stat().st_size == rows * DIMENSIONS * size
+        for file, size in zip(files, (4, 2), strict=True)
+    ):
+        return
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        (file.parent / "frames.bin").write_bytes(bytes(160))
+    with files[0].open("wb") as single, files[1].open("wb") as half:
         for start in range(0, rows, CHUNK):
             block = vectors(min(CHUNK, rows - start), start + 1)
             single.write(block.tobytes())
             half.write(block.astype(np.float16).tobytes())
-    write_headers(folder, rows)
 
 
 def write_headers(folder: Path, rows: int) -> None:
+    """Say that the index holds the first `rows` vectors."""
     from stages.evaluate.index import FORMAT, INDEX, SCHEMA
 
-    for name, kept in (("single", "float32"), ("half", "float16")):
+    for name, kept in NAMES.items():
         header = {
             "schema": SCHEMA, "format": FORMAT, "backbone": "benchmark", "preprocessing": "none", "sketch": "none",
             "data": "none", "clip_seconds": 10.24, "dtype": kept, "dimensions": DIMENSIONS,
@@ -128,21 +136,27 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--rows", type=int, default=SIZES[-1])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="keep the vectors here")
+    parser.add_argument("--only", type=int, help="this size alone")
     parser.add_argument("--search", nargs=2, metavar=("WHO", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.search:
         print(json.dumps(search(arguments.search[0], Path(arguments.search[1]))))
         return
     figures: dict[str, float | str] = {"cpu": _cpu(), "threads": os.cpu_count() or 1}
-    sizes = [size for size in SIZES if size < arguments.rows] + [arguments.rows]
+    sizes = [arguments.only] if arguments.only else [n for n in SIZES if n < arguments.rows] + [arguments.rows]
     print(f"{figures['cpu']}, {figures['threads']} threads; {QUERIES} clips, {DIMENSIONS} dimensions; "
           f"medians of {arguments.repeats}")  # fmt: skip
     print(f"{'rows':>9} {'search':>12} {'seconds':>8} {'cpu s':>8} {'MB':>8} {'numpy / it':>10}")
-    for rows in sizes:
-        figures |= measure(rows, arguments.repeats)
+    with tempfile.TemporaryDirectory(prefix="musicldm-bench-") as temporary:
+        folder = arguments.folder or Path(temporary)
+        build(folder, arguments.rows)
+        for rows in sizes:
+            write_headers(folder, rows)
+            figures |= measure(folder, rows, arguments.repeats)
     held = all(
-        figures[f"{who}_{arguments.rows}_seconds"] < TARGET_SECONDS
-        and figures[f"{who}_{arguments.rows}_megabytes"] < TARGET_BYTES / 1e6
+        figures[f"{who}_{sizes[-1]}_seconds"] < TARGET_SECONDS
+        and figures[f"{who}_{sizes[-1]}_megabytes"] < TARGET_BYTES / 1e6
         for who in ("ours", "ours-half")
     )
     print(f"bar of {TARGET_SECONDS:g} s and {TARGET_BYTES / 1e9:g} GB: {'held' if held else 'NOT held'}")
@@ -150,16 +164,14 @@ def main() -> None:
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def measure(rows: int, repeats: int) -> dict[str, float]:
+def measure(folder: Path, rows: int, repeats: int) -> dict[str, float]:
     """Medians of each search at one size, printed as a row of the growth curve."""
     found: dict[str, list[dict[str, float]]] = {
         who: [] for who in CONTESTANTS if who != "faiss-as-is" or rows <= FAISS_AS_IS_ROWS
     }
-    with tempfile.TemporaryDirectory(prefix="musicldm-bench-") as folder:
-        build(Path(folder), rows)
-        for _ in range(repeats):
-            for who, runs in found.items():
-                runs.append(_run(who, Path(folder)))
+    for _ in range(repeats):
+        for who, runs in found.items():
+            runs.append(_run(who, folder))
     best = {who: [run["similarity"] for run in runs] for who, runs in found.items()}
     assert len(set(best["ours"])) == len(set(best["ours-half"])) == 1, "equal input, unequal similarity"
     assert all(abs(best[who][0] - best["ours"][0]) < 1e-6 for who in ("numpy", "faiss")), "the neighbours differ"

@@ -6,8 +6,10 @@ anywhere in their track, not where the index's windows do.
 """
 
 import io
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from stages.errors import DataError
 from stages.evaluate.embeddings import Segment
 from stages.evaluate.intervals import share_figure
 from stages.evaluate.novelty import Found
+from stages.store import disk_errors
 
 Samples = NDArray[np.float32]
 FALSE_ALARMS = 0.01
@@ -99,43 +102,59 @@ DISGUISES: dict[str, Callable[[Excerpt], Samples]] = {
 }  # fmt: skip
 
 
-class Hidden:
-    """The innocent clips, then `per_kind` training excerpts in each disguise; a segment's name is `<kind>:<track>`.
+class Spool:
+    """Segments on disk, in an unnamed file in `folder` that goes with the process: long sets in flat memory."""
 
-    The same clips each time they are gone through, so that they need not be held. The covers are innocent clips.
-    Raises DataError when no training track holds a clip and its margin.
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (it lives as long as the spool)
+        self._kept: list[tuple[str, float, int, int, int]] = []
+
+    def add(self, segment: Segment) -> None:
+        with disk_errors(self._folder):
+            at = self._file.seek(0, io.SEEK_END)
+            self._file.write(np.ascontiguousarray(segment.samples, np.float32).tobytes())
+        self._kept.append((segment.name, segment.start_seconds, segment.source_rate, at, len(segment.samples)))
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, i: int) -> Segment:
+        name, start, rate, at, length = self._kept[i]
+        self._file.seek(at)
+        return Segment(name, start, np.array(np.frombuffer(self._file.read(4 * length), np.float32)), rate)
+
+
+def hide(
+    reader: ShardReader, clip_samples: int, innocents: Iterable[Segment], per_kind: int, seed: int, clips: Spool
+) -> int:
+    """Put into `clips` the innocent ones, whose number it returns, then `per_kind` training excerpts in each disguise.
+
+    A segment's name is `<kind>:<track>`; covers are innocent clips. Raises DataError when no training track holds
+    a clip and its margin, or nothing is innocent.
     """
-
-    def __init__(
-        self, reader: ShardReader, clip_samples: int, innocents: list[Segment], per_kind: int, seed: int
-    ) -> None:
-        self.reader, self.innocents, self.per_kind, self.seed = reader, innocents, per_kind, seed
-        self.clip_samples, self.margin = clip_samples, int(clip_samples * STRETCH) + 1
-        self.tracks = [i for i, t in enumerate(reader.tracks) if t.split == "train" and t.samples >= self.margin]
-        if not self.tracks or not innocents:
-            raise DataError(
-                "Planted copies need training tracks longer than a clip, and music that was not trained on.",
-                "Check the splits: musicldm data check, or give other music with --others DIR.",
-            )
-
-    def __iter__(self) -> Iterator[Segment]:
-        for segment in self.innocents:
-            yield replace(segment, name=f"{INNOCENT}:{segment.name}")
-        generator = np.random.default_rng(self.seed)
-        for disguise, change in DISGUISES.items():
-            for _ in range(self.per_kind):
-                track, start, excerpt = self._excerpt(generator)
-                samples = np.ascontiguousarray(change(excerpt), np.float32)
-                yield Segment(f"{disguise}:{track}", start, samples, 0)
-
-    def _excerpt(self, generator: np.random.Generator) -> tuple[str, float, Excerpt]:
-        """A training track, a start in seconds, and what is there."""
-        number = int(generator.choice(self.tracks))
-        track, rate = self.reader.tracks[number], self.reader.sample_rate
-        start = int(generator.integers(track.samples - self.margin + 1))
-        longer = self.reader.audio(number, start, start + self.margin).astype(np.float32) / np.float32(FULL_SCALE)
-        cover = _fit(self.innocents[int(generator.integers(len(self.innocents)))].samples, self.clip_samples)
-        return track.id, start / rate, Excerpt(longer[: self.clip_samples], longer, cover, rate)
+    for segment in innocents:
+        clips.add(replace(segment, name=f"{INNOCENT}:{segment.name}"))
+    count, margin = len(clips), int(clip_samples * STRETCH) + 1
+    tracks = [i for i, t in enumerate(reader.tracks) if t.split == "train" and t.samples >= margin]
+    if not tracks or not count:
+        raise DataError(
+            "Planted copies need training tracks longer than a clip, and music that was not trained on.",
+            "Check the splits: musicldm data check, or give other music with --others DIR.",
+        )
+    generator = np.random.default_rng(seed)
+    for disguise, change in DISGUISES.items():
+        for _ in range(per_kind):
+            number = int(generator.choice(tracks))
+            track, rate = reader.tracks[number], reader.sample_rate
+            start = int(generator.integers(track.samples - margin + 1))
+            longer = reader.audio(number, start, start + margin).astype(np.float32) / np.float32(FULL_SCALE)
+            cover = _fit(clips[int(generator.integers(count))].samples, clip_samples)
+            samples = change(Excerpt(longer[:clip_samples], longer, cover, rate))
+            clips.add(Segment(f"{disguise}:{track.id}", start / rate, samples, 0))
+    return count
 
 
 def recalls(names: list[str], found: Found) -> tuple[dict[str, Any], list[str]]:

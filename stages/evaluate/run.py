@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +149,13 @@ def planted(setting: Setting, others: Path | None, out: Path, per_kind: int) -> 
     innocent clips are the windows of the valid and test splits, and of the audio files in `others`.
     """
     params, reader = setting.params, ShardReader(setting.shards)
-    innocents = [s for split in ("valid", "test") for s in shard_segments(reader, split, params.audio)]
-    innocents += folder_segments(folder_files(others), params.audio) if others is not None else []
-    hidden = planted_.Hidden(reader, params.audio.clip_samples, innocents, per_kind, params.evaluate.seed)
-    result: dict[str, Any] = {"n_innocent": len(innocents), "n_planted_per_kind": per_kind, "warnings": []}
+    parts = [shard_segments(reader, split, params.audio) for split in ("valid", "test")]
+    parts += [] if others is None else [folder_segments(folder_files(others), params.audio)]
+    hidden = planted_.Spool(setting.cache)
+    count = planted_.hide(
+        reader, params.audio.clip_samples, chain.from_iterable(parts), per_kind, params.evaluate.seed, hidden
+    )
+    result: dict[str, Any] = {"n_innocent": count, "n_planted_per_kind": per_kind, "warnings": []}
     found: dict[str, novelty_.Found] = {}
     sketches: list[spectral.Frames] = []
     for measure, network in (
@@ -160,7 +164,7 @@ def planted(setting: Setting, others: Path | None, out: Path, per_kind: int) -> 
     ):
         listen = setting.listener(network)
         index = listen.index(reader)
-        segments, sketches = _sketched(hidden, params)
+        segments, sketches = _sketched((hidden[i] for i in range(len(hidden))), params)
         clips = listen(segments, f"planted copies, {measure}")
         similarity, rows = index.search(clips.vectors)
         found[measure] = novelty_.Found(similarity, [index.place(int(row))[0] for row in rows])

@@ -204,6 +204,16 @@ def test_disguises_change_the_sound_and_keep_the_length():
         assert 20 * np.log10(rest.std() / cover.std()) == pytest.approx(-6, abs=0.1)
 
 
+def test_a_spool_gives_back_what_was_put_into_it(tmp_path):
+    spool, kept = planted.Spool(tmp_path / "new"), list(segments(NAMES[:2]))
+    for segment in kept:
+        spool.add(segment)
+    assert list(tmp_path.glob("new/*")) == []  # the file has no name and goes with the process
+    for i in (3, 0, len(spool) - 1):
+        assert (spool[i].name, spool[i].start_seconds) == (kept[i].name, kept[i].start_seconds)
+        assert np.array_equal(spool[i].samples, kept[i].samples)
+
+
 def test_recall_counts_alarms_above_the_level_that_one_percent_of_innocents_pass():
     names = [f"innocent:{i}" for i in range(200)] + [f"{kind}:t" for kind in planted.DISGUISES for _ in range(4)]
     similarity = np.concatenate([np.linspace(0, 0.5, 200), np.tile([0.4, 0.498, 0.9, 0.9], len(planted.DISGUISES))])
