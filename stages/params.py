@@ -287,7 +287,7 @@ class Generate(Section):
 class Evaluate(Section):
     """What the three evaluations report."""
 
-    backbone: Literal["clap", "musicnn", "cnn14-16k", "cnn14-32k", "vggish", "mert"] = "musicnn"
+    backbone: Literal["clap", "musicnn", "musicnn-msd", "cnn14-16k", "cnn14-32k", "vggish", "mert"] = "musicnn"
     weights: str | None = None  # of the public networks: a file, owner/name:file on a hub; of mert a folder or hub id
     thresholds: list[Share] = [0.9, 0.95]
     bootstrap: Positive = 1000

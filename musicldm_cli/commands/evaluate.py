@@ -51,7 +51,7 @@ def quality(
 ) -> None:
     """FD, KID, IS, KL, density and coverage of generated clips against real ones, with 95% intervals.
 
-    The network is evaluate.backbone of params.yaml: musicnn (music tags, 200-d; needs no file), clap,
+    The network is evaluate.backbone of params.yaml: musicnn or musicnn-msd (music tags, 200-d; need no file), clap,
     cnn14-16k or cnn14-32k (FD, IS, KL as in the paper), vggish (its FD is FAD), or mert.
     """
     from stages.evaluate import run

@@ -1,11 +1,11 @@
 """The networks that evaluations listen with. Each states its name, with version, and what it does to a clip.
 
-`musicnn` works out of the box; `clap` is trained here; `cnn14-16k`, `cnn14-32k` and `vggish` read the public
-checkpoints from a file or a hub; `mert` reads a HuBERT-shaped model of 24 kHz from a folder or a hub.
+`musicnn` and `musicnn-msd` work out of the box; `clap` is trained here; `cnn14-16k`, `cnn14-32k` and `vggish` read
+the public checkpoints from a file or a hub; `mert` reads a HuBERT-shaped model of 24 kHz from a folder or a hub.
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -51,18 +51,18 @@ class ClapBackbone:
 
 
 class MusicnnBackbone:
-    """musicnn trained on MagnaTagATune: 200-d embedding, 50 tags, means over 3 s patches.
+    """musicnn trained on MagnaTagATune or the Million Song Dataset: 200-d, 50 tags, means over 3 s patches.
 
     The tags' logits are those of the mean probabilities.
     """
 
     keeps_level, patch_seconds = False, 0.0
 
-    def __init__(self, sample_rate: int) -> None:
+    def __init__(self, sample_rate: int, weights: Literal["MTT_musicnn", "MSD_musicnn"] = "MTT_musicnn") -> None:
         from stages.audio.musicnn import load_musicnn
 
-        self.network, self.sample_rate = load_musicnn("MTT_musicnn"), sample_rate
-        self.name = "musicnn MTT_musicnn"
+        self.network, self.sample_rate = load_musicnn(weights), sample_rate
+        self.name = f"musicnn {weights}"
 
     @torch.no_grad()
     def __call__(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,6 +142,8 @@ def load_backbone(params: Params, clap: Path) -> Backbone:
         return ClapBackbone(clap, rate)
     if name == "musicnn":
         return MusicnnBackbone(rate)
+    if name == "musicnn-msd":
+        return MusicnnBackbone(rate, "MSD_musicnn")
     if name == "mert":
         if source is None:
             raise ModelError("The network mert needs a model.", "Give a folder or hub id with --weights.")

@@ -72,10 +72,11 @@ def spectrogram_pair_png(left: Tensor, right: Tensor, titles: tuple[str, str], p
 
 def violin_png(sets: dict[str, list[float]], label: str) -> bytes:
     """The distribution of a similarity in each set, as figure 3 of the paper; short bars mark the means."""
-    figure = Figure(figsize=(5.5, 3.4), layout="constrained")
+    figure = Figure(figsize=(max(5.5, 1.0 + 0.95 * len(sets)), 3.6), layout="constrained")  # names of many side by side
     axes = figure.subplots()
-    axes.violinplot(list(sets.values()), showmeans=True, showextrema=True)
-    axes.set_xticks(range(1, len(sets) + 1), [f"{name}\nn = {len(values)}" for name, values in sets.items()])
+    axes.violinplot(list(sets.values()), widths=0.7, showmeans=True, showextrema=True)
+    names = [f"{name.replace('_', chr(10))}\nn = {len(values)}" for name, values in sets.items()]
+    axes.set_xticks(range(1, len(sets) + 1), names, fontsize=9)
     axes.set_ylabel(label)
     axes.grid(axis="y", alpha=0.3)
     return _png(figure)

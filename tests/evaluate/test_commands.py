@@ -181,13 +181,15 @@ def test_quality_of_real_music_is_better_than_of_noise(call, project, tmp_path):
     assert "biased" in " ".join(figures["real"]["warnings"])
 
 
-def test_quality_against_the_test_split_pairs_prompts_with_their_tracks(call, generated, project):
+def test_quality_against_the_test_split_pairs_prompts_with_their_tracks(call, generated, project, tmp_path):
     code, out, err = call("--json", "eval", "quality", "-S", "evaluate.backbone=clap")
     assert code == 0, err
     found = json.loads(out)
     assert found["n_reference"] == 2 * int(6 / CLIP_SECONDS)
     assert found["kl_softmax"] is None  # CLAP has no tags
     assert found["backbone"].startswith("clap ")
+    code, out, err = call("--json", "eval", "quality", "-S", "evaluate.backbone=musicnn-msd", "--out", tmp_path)
+    assert (code, json.loads(out)["backbone"]) == (0, "musicnn MSD_musicnn"), err
     assert (project / "work/metrics/quality/metrics.json").exists()
 
 
