@@ -1,5 +1,6 @@
 """Folders of generated clips to a blind survey: equal length, loudness, format and size, names that say nothing."""
 
+import math
 import os
 import random
 import secrets
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.audio import io as audio_io
+from stages.audio.loudness import lufs
 from stages.errors import DataError, UsageError
 from stages.generate.manifest import MANIFEST
 from stages.progress import Progress, silent
@@ -19,9 +21,8 @@ from stages.store import read_jsonl, sha256
 HIGHEST_RATE = 48_000
 SHORTEST_SECONDS = 0.5
 FADE_SECONDS = 0.5
-TARGET_RMS = 0.1  # -20 dBFS, lowered for all where one clip would be cut off
+TARGET_LUFS = -20.0  # lowered for all where one clip would be cut off
 HIGHEST_PEAK = 0.98
-SILENT_RMS = 1e-4
 MAKE = "Make clips with: musicldm generate --prompts FILE --out DIR"
 
 Samples = NDArray[np.float32]
@@ -78,7 +79,7 @@ def find_sources(folders: Sequence[Path]) -> tuple[list[Source], list[str]]:
 
 
 def prepare(sources: Sequence[Source], seconds: float, out: Path, progress: Progress = silent) -> list[Prepared]:
-    """Write `<token>.wav` in `out` for every source: the same length (at most `seconds`), rate, RMS and bytes.
+    """Write `<token>.wav` in `out` for every source: the same length (at most `seconds`), rate, loudness and bytes.
 
     Raises DataError for clips that are silent or shorter than SHORTEST_SECONDS.
     """
@@ -89,21 +90,23 @@ def prepare(sources: Sequence[Source], seconds: float, out: Path, progress: Prog
     if length < SHORTEST_SECONDS * rate:
         path = sources[infos.index(shortest)].path
         raise DataError(f"{path} is shorter than {SHORTEST_SECONDS} s.", "Leave its id out of all folders.")
-    ceilings = []
+    loudness: dict[Source, float] = {}
+    ceilings: list[float] = []
     for number, source in enumerate(sources):
         samples = _faded(source.path, rate, length)
-        rms = _rms(samples)
-        if rms < SILENT_RMS:
+        loudness[source] = lufs(samples, rate)
+        if math.isnan(loudness[source]):
             raise DataError(f"{source.path} is silent.", "Leave its id out of all folders.")
-        ceilings.append(HIGHEST_PEAK * rms / float(np.abs(samples).max()))
+        ceilings.append(loudness[source] + 20 * math.log10(HIGHEST_PEAK / float(np.abs(samples).max())))
         progress("Measure clips", number + 1, len(sources))
-    target = min(TARGET_RMS, *ceilings)
+    target = min(TARGET_LUFS, *ceilings)
     prepared = [Prepared(secrets.token_hex(16), source, length / rate) for source in sources]
     # in an order that says nothing, since times and inodes follow it
     for number, clip in enumerate(random.sample(prepared, len(prepared))):
         samples = _faded(clip.source.path, rate, length)
         path = out / f"{clip.token}.wav"
-        audio_io.write(path, samples * np.float32(target / _rms(samples)), rate)
+        gain = 10 ** ((target - loudness[clip.source]) / 20)
+        audio_io.write(path, samples * np.float32(gain), rate)
         os.utime(path, (0, 0))  # the server sends this time along
         progress("Prepare clips", number + 1, len(sources))
     return prepared
@@ -137,10 +140,6 @@ def _faded(path: Path, rate: int, length: int) -> Samples:
     samples[:fade] *= ramp
     samples[length - fade :] *= ramp[::-1]
     return samples
-
-
-def _rms(samples: Samples) -> float:
-    return float(np.sqrt(np.mean(samples.astype(np.float64) ** 2)))
 
 
 def _twice(names: list[str]) -> str:
