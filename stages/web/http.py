@@ -1,8 +1,10 @@
 """What both web applications share: limits on what comes in, headers on what goes out, refusals as one sentence."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from stages.web.refused import Refused
 
 HERE = Path(__file__).parent
 BODY_LIMIT = 64 * 1024  # bytes; no form of ours is longer
+TOO_SLOW, TOO_LONG = 408, 413
+DRAIN_SECONDS = 0.5
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SECURITY = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; media-src 'self' blob:; object-src 'none'; "
@@ -54,6 +58,7 @@ class Guard:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > limit:
+                await _drain(receive)
                 raise _too_long(limit)
             return message
 
@@ -71,6 +76,8 @@ class Guard:
             self._check(headers, limit)
             await self.app(scope, limited, secured)
         except Refused as refused:
+            if refused.status == TOO_LONG:
+                await _drain(receive)
             if not started:
                 await refuse(request, refused)(scope, limited, secured)
 
@@ -85,9 +92,17 @@ class Guard:
             raise _too_long(limit)
 
 
+async def _drain(receive: Receive) -> None:
+    """Read on for a moment: who only sent a little too much then hears why, instead of finding the line cut."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while (await receive()).get("more_body"):
+                pass
+
+
 def _too_long(limit: int) -> Refused:
     size = f"{limit / 1e6:.0f} MB" if limit > 1e6 else f"{limit // 1024} kB"
-    return Refused(413, f"That is too much: at most {size} are accepted here.")
+    return Refused(TOO_LONG, f"That is too much: at most {size} are accepted here.")
 
 
 def new_app(host: str, limits: Mapping[str, int] | None = None) -> FastAPI:
@@ -98,18 +113,21 @@ def new_app(host: str, limits: Mapping[str, int] | None = None) -> FastAPI:
     app.add_exception_handler(Refused, _on_refused)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(Exception, _on_mistake)
     return app
 
 
 def refuse(request: Request, refused: Refused) -> Response:
     """Log a refusal and say it: as a page to who asks for one, else as JSON."""
     LOGGER.warning("%s %.200r refused (%d): %s", request.method, request.url.path, refused.status, refused.sentence)
+    # or the server would go on reading what is left of an endless body
+    headers = {"connection": "close"} if refused.status in (TOO_SLOW, TOO_LONG) else None
     if "text/html" in request.headers.get("accept", ""):
         page: HTMLResponse = TEMPLATES.TemplateResponse(
-            request, "refused.html", {"sentence": refused.sentence}, refused.status
+            request, "refused.html", {"sentence": refused.sentence}, refused.status, headers
         )
         return page
-    return JSONResponse({"ok": False, "sentence": refused.sentence}, refused.status)
+    return JSONResponse({"ok": False, "sentence": refused.sentence}, refused.status, headers)
 
 
 async def json_body(request: Request) -> dict[str, Any]:
@@ -138,3 +156,8 @@ async def _on_http(request: Request, error: Exception) -> Response:
 
 async def _on_invalid(request: Request, _: Exception) -> Response:
     return refuse(request, Refused(404, "There is no such page."))
+
+
+async def _on_mistake(request: Request, error: Exception) -> Response:
+    LOGGER.error("%s %.200r failed", request.method, request.url.path, exc_info=error)
+    return refuse(request, Refused(500, "The server made a mistake; its log says more."))

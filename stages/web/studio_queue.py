@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from stages.audio import io as audio_io
 from stages.errors import DataError, ModelError, MusicldmError, UsageError
@@ -26,13 +27,15 @@ from stages.generate.pipeline import Pipeline, Settings
 from stages.generate.plots import save_waveform_and_spectrogram
 from stages.generate.prompts import Defaults, Prompt, typed_prompt
 from stages.generate.samplers import SAMPLERS
-from stages.store import model_card, write_json
+from stages.progress import Progress
+from stages.store import model_card, model_digest, write_json
 from stages.web.neighbours import Neighbours
 from stages.web.refused import Refused
 
 LOGGER = logging.getLogger("musicldm.web")
 WAITING_EACH, WAITING_ALL, KEPT_JOBS = 5, 40, 500
 LONGEST_PROMPT, MOST_STEPS, MOST_CANDIDATES = 1000, 1000, 8
+COMPARE = "Comparing with the training music"
 FILE = re.compile(r"[0-9a-f]{16}(-near-[1-9])?\.(wav|png)")
 
 
@@ -78,6 +81,7 @@ class StudioQueue:
 
     def __init__(self, models: dict[str, Path], out: Path, shards: Path, cache: Path) -> None:
         self.models, self.out, self.shards, self.cache = models, out, shards, cache
+        self._names = {model_digest(path): name for name, path in models.items()}
         self._jobs: dict[str, Job] = {}
         self._line: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -130,11 +134,15 @@ class StudioQueue:
             return [j for j in self._jobs.values() if j.owner == owner and j.state in ("queued", "running")]
 
     def history(self, owner: str) -> list[dict[str, Any]]:
-        """A browser's finished clips, newest first, each with its manifest row and its nearest neighbours."""
+        """A browser's finished clips, newest first: manifest row, name of the model (None: it is no longer here), and
+        nearest neighbours (None: not compared)."""
         folder = self._folder(owner)
         if not (folder / MANIFEST).exists():
             return []
-        return [{"row": row, "near": _read_near(folder, row["id"])} for row in reversed(read_manifest(folder))]
+        return [
+            {"row": row, "model": self._names.get(row["model_digest"]), "near": _read_near(folder, row["id"])}
+            for row in reversed(read_manifest(folder))
+        ]
 
     def file(self, owner: str, name: str) -> Path:
         """A file of a browser's own clips. Raises Refused (404)."""
@@ -173,9 +181,9 @@ class StudioQueue:
                     job.began = time.monotonic()
                 job.label, job.done, job.total = label, done, total
 
-        job.label = "Load the model"
+        job.label = "Loading the model"
         pipeline = self._load(job.model)
-        progress("Begin", 0, 0)
+        progress("Beginning", 0, 0)
         init = None
         if job.upload is not None:
             rate = pipeline.params.audio.sample_rate
@@ -187,8 +195,19 @@ class StudioQueue:
         waveform = torch.from_numpy(samples)
         save_waveform_and_spectrogram(folder / f"{job.id}.png", waveform, pipeline.params)
         if (self.shards / "index.json").exists():
-            job.label, job.done, job.total = "Look for the nearest training clips", 0, 0
+            job.label, job.done, job.total = COMPARE, 0, 0
+            self._compare(job, pipeline, waveform, folder, progress)
+
+    def _compare(self, job: Job, pipeline: Pipeline, waveform: Tensor, folder: Path, progress: Progress) -> None:
+        """Write what the clip is nearest to. The clip is there already, and stays when this fails or is cancelled."""
+        try:
             near = self._near(job.model, pipeline, progress).write(waveform, folder / job.id)
+        except _Cancelled:
+            job.sentence = "The clip is kept; its comparison with the training music was cancelled."
+        except MusicldmError as error:
+            job.sentence = f"The clip could not be compared with the training music: {error.message}"
+            LOGGER.warning("clip %s: %s", job.id, job.sentence)
+        else:
             write_json(folder / f"{job.id}.near.json", near)
 
     def _load(self, model: str) -> Pipeline:
@@ -197,7 +216,7 @@ class StudioQueue:
             self._pipeline = (model, Pipeline.load(self.models[model]))
         return self._pipeline[1]
 
-    def _near(self, model: str, pipeline: Pipeline, progress: Any) -> Neighbours:
+    def _near(self, model: str, pipeline: Pipeline, progress: Progress) -> Neighbours:
         if self._neighbours is None or self._neighbours[0] != model:
             found = Neighbours(self.shards, self.models[model], pipeline.params, self.cache, progress)
             self._neighbours = (model, found)

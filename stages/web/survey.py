@@ -26,6 +26,7 @@ from stages.web.survey_store import CLIPS, Design, SurveyStore
 
 COOKIE = "musicldm_survey"
 GATHER_SECONDS = 0.004
+RATING_SECONDS = 12  # beside hearing a clip, for the minutes that are told beforehand
 COOKIE_SECONDS = 30 * 24 * 3600
 Number = Annotated[int, Path_(ge=0, le=10_000)]
 FORM = re.compile(r"[A-Za-z0-9_-]{32}")
@@ -102,10 +103,12 @@ def survey_app(store: SurveyStore, host: str = "127.0.0.1") -> FastAPI:
     """The application; `store` must have been laid out."""
     app = new_app(host)
     design, commits = store.design, Commits(store)
-    minutes = max(1, round(design.groups * len(design.models) * (store.clip_seconds() + 12) / 60))
+
+    def minutes(groups: int) -> int:
+        return max(1, round(groups * len(design.models) * (store.clip_seconds() + RATING_SECONDS) / 60))
 
     def page(request: Request, name: str, **values: Any) -> Response:
-        return TEMPLATES.TemplateResponse(request, name, {"groups": design.groups, "minutes": minutes, **values})
+        return TEMPLATES.TemplateResponse(request, name, {"groups": design.groups, **values})
 
     def who(request: Request) -> int:
         participant = store.participant(request.cookies.get(COOKIE))
@@ -122,8 +125,10 @@ def survey_app(store: SurveyStore, host: str = "127.0.0.1") -> FastAPI:
         participant = store.participant(request.cookies.get(COOKIE))
         if participant is not None:
             return onward(participant)
-        values = {"form": secrets.token_urlsafe(24), "ages": AGES, "backgrounds": BACKGROUNDS}
-        return page(request, "survey_consent.html", clips=len(design.models), **values)
+        return page(
+            request, "survey_consent.html", form=secrets.token_urlsafe(24), ages=AGES, backgrounds=BACKGROUNDS,
+            clips=len(design.models), minutes=minutes(design.groups),
+        )  # fmt: skip
 
     @app.post("/start")
     async def start(request: Request) -> Response:
@@ -151,8 +156,10 @@ def survey_app(store: SurveyStore, host: str = "127.0.0.1") -> FastAPI:
         if place != store.next_place(participant):
             return onward(participant)
         caption, slots = store.group(participant, place)
-        values = {"place": place, "caption": caption, "slots": slots, "questions": QUESTIONS}
-        return page(request, "survey_group.html", values=range(LOWEST, HIGHEST + 1), **values)
+        return page(
+            request, "survey_group.html", place=place, caption=caption, slots=slots, questions=QUESTIONS,
+            values=range(LOWEST, HIGHEST + 1), minutes=minutes(design.groups - place + 1),
+        )  # fmt: skip
 
     @app.post("/group/{place}")
     async def finish(request: Request, place: Number) -> Response:

@@ -83,7 +83,8 @@ class SurveyStore:
             self._db.execute("PRAGMA foreign_keys = ON")
             self._db.executescript(SCHEMA)
         except sqlite3.Error as error:
-            raise DataError(f"{folder / DATABASE} cannot be used: {error}.", "Choose another --out folder.") from error
+            message = f"{folder / DATABASE} cannot be used: {error}."
+            raise DataError(message, "Choose another --survey folder.") from error
 
     def close(self) -> None:
         self.commit()
@@ -99,7 +100,7 @@ class SurveyStore:
         if not same or clips != set(self._db.execute("SELECT item, caption, model, sha256 FROM clips")):
             raise DataError(
                 f"{self.folder / DATABASE} holds a survey of other clips or settings.",
-                "Give the folders, --groups and --seed it was begun with, or another --out folder.",
+                "Give the folders, --groups and --seed it was begun with, or another --survey folder.",
             )
         return True
 

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 
 import numpy as np
 import pytest
@@ -16,6 +15,8 @@ from tests import DEMO
 
 MODELS = ("MusicLDM", "BLM_mixup", "mubert")
 SECONDS = 0.6
+CONTROLS = {"button", "link", "textbox", "spinbutton", "combobox", "checkbox", "radio", "slider", "Audio",
+            "progressbar", "ProgressIndicator", "image"}  # fmt: skip
 INSTALL = "the browser tests need Debian's browser: apt-get install -y chromium chromium-driver"
 
 
@@ -42,6 +43,18 @@ def write_folders(root, models=MODELS, clips=7, seconds=SECONDS):
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     return write_folders(tmp_path_factory.mktemp("models"))
+
+
+class Clock:
+    """Stands in for `time` in the survey's store, so that no test has to wait for clips."""
+
+    now = 1000.0
+
+    def time(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
 
 
 class Server:
@@ -127,6 +140,17 @@ def requested(driver):
     return found
 
 
-def get(address):
-    with urllib.request.urlopen(address) as answer:
-        return answer.read()
+def nameless(driver):
+    """What a screen reader would say of each control that has no name, from the browser's own accessibility tree."""
+    nodes = driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    controls = [node for node in nodes if not node["ignored"] and node["role"]["value"] in CONTROLS]
+    assert controls
+    return [node["role"]["value"] for node in controls if not node.get("name", {}).get("value", "").strip()]
+
+
+def small_targets(driver):
+    """What is tapped and is less than 44 pixels high."""
+    return driver.execute_script("""
+        return [...document.querySelectorAll("button, select, textarea, input, .actions a, .scale label, label.check")]
+          .filter(e => e.offsetParent && !e.closest(".scale label input") && e.type !== "checkbox")
+          .filter(e => e.offsetHeight < 44).map(e => e.outerHTML)""")

@@ -13,6 +13,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import soundfile
+import soxr
+from scipy.signal import lfilter
 
 pytest.importorskip("fastapi", reason="pip install 'musicldm[web]'")
 import uvicorn
@@ -21,20 +23,10 @@ from stages.errors import DataError, UsageError
 from stages.web import survey_store
 from stages.web.survey import open_survey, survey_app
 from stages.web.survey_plan import plan
-from tests.web.conftest import MODELS, SECONDS, write_folders
+from tests.web.conftest import MODELS, SECONDS, Clock, write_folders
 from tests.web.participant import Participant
 
 GROUPS = 2
-
-
-class Clock:
-    now = 1000.0
-
-    def time(self):
-        return self.now
-
-    def sleep(self, seconds):
-        self.now += seconds
 
 
 @pytest.fixture
@@ -86,18 +78,27 @@ def test_clips_cannot_be_told_apart_by_anything_but_their_sound(survey, tmp_path
     headers = {file.read_bytes()[:44] for file in files}
     assert len(headers) == 1
     assert not any(model.encode() in file.read_bytes() for model in MODELS for file in files)
+    levels = []
     for file in files:
         samples, rate = soundfile.read(file)
         assert (len(samples), rate) == (int(SECONDS * 16_000), 16_000)
-        assert np.sqrt(np.mean(samples**2)) == pytest.approx(first_rms(files), rel=1e-3)
+        levels.append(lufs(samples))
         assert np.abs(samples).max() <= 0.98 + 1e-4
         assert abs(samples[0]) < 1e-3 and abs(samples[-1]) < 1e-3
         edge, middle = np.abs(samples[:400]).mean(), np.abs(samples[2400:-2400]).mean()
         assert edge < middle
+    assert max(levels) - min(levels) < 0.05, levels
 
 
-def first_rms(files):
-    return np.sqrt(np.mean(soundfile.read(files[0])[0] ** 2))
+def lufs(samples):
+    """Loudness by the coefficients that ITU-R BS.1770-4 prints for 48 kHz, of samples at 16 kHz."""
+    weighed = soxr.resample(samples, 16_000, 48_000)
+    weighed = lfilter([1.53512485958697, -2.69169618940638, 1.19839281085285],
+                      [1, -1.69065929318241, 0.73248077421585], weighed)  # fmt: skip
+    weighed = lfilter([1, -2, 1], [1, -1.99004745483398, 0.99007225036621], weighed)
+    blocks = [np.mean(weighed[i : i + 19_200] ** 2) for i in range(0, len(weighed) - 19_200 + 1, 4800)]
+    level = -0.691 + 10 * np.log10(np.mean(blocks))
+    return -0.691 + 10 * np.log10(np.mean([b for b in blocks if -0.691 + 10 * np.log10(b) > level - 10]))
 
 
 def test_orders_are_latin_squares_and_captions_are_spread_evenly():

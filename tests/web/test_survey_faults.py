@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.web.conftest import MODELS, requested
+from tests.web.conftest import MODELS, nameless, requested, small_targets
 from tests.web.participant import SCALES, Participant
 
 pytestmark = pytest.mark.slow
@@ -18,6 +18,7 @@ PER_SURVEY = GROUPS * len(MODELS) * len(SCALES)
 
 def stored(tmp_path):
     with sqlite3.connect(tmp_path / "work" / "listening" / "survey.db") as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         rows = db.execute("SELECT participant, place, position, scale, value FROM answers").fetchall()
         cookies = dict(db.execute("SELECT 'musicldm_survey=' || cookie, number FROM participants"))
     return {row[:4]: row[4] for row in rows}, cookies
@@ -123,7 +124,7 @@ def test_a_whole_survey_by_keyboard_alone(start_server, folders, browser, tmp_pa
         assert not driver.find_elements("css selector", "fieldset:not([disabled])")
         for position in (1, 2, 3):
             press(Keys.TAB)
-            assert at().text == "Play"
+            assert at().text == f"Play clip {position}"
             press(Keys.ENTER)
             until(lambda position=position: enabled(driver, position))
             for k, scale in enumerate(("relevance", "quality", "musicality")):
@@ -199,13 +200,10 @@ def tap(driver, element):
 
 
 def fits(driver):
-    """Nothing is wider than the screen, and what is tapped is at least 44 pixels high."""
+    """Nothing is wider than the screen, what is tapped is at least 44 pixels high, and every control has a name."""
     assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-    heights = driver.execute_script(
-        "return [...document.querySelectorAll('button, select, .scale label')].map(e => e.offsetHeight)"
-    )
-    assert heights
-    assert min(heights) >= 44
+    assert not small_targets(driver)
+    assert not nameless(driver)
 
 
 def check_silent_about_models(driver, server):

@@ -32,18 +32,20 @@ function send(path, data, section) {
   sending = sending.then(async () => {
     const found = await post(path, data);
     waiting -= 1;
-    if (!found.ok) section.querySelector(".state").textContent = found.sentence;
     count();
+    if (!found.ok) section.querySelector(".state").textContent = found.sentence;
     return found.ok;
   });
   return sending;
 }
 
+const rated = (fieldset) => !fieldset.disabled && fieldset.querySelector(":checked") !== null;
+
 function count() {
   const open = sections.flatMap((s) => [...s.querySelectorAll("fieldset")]);
-  const missing = open.filter((f) => f.disabled || !f.querySelector(":checked")).length;
+  const missing = open.filter((f) => !rated(f)).length;
   button.disabled = missing > 0 || waiting > 0;
-  left.textContent = missing ? `${missing} ratings to go in this group.` : waiting ? "Saving ..." : "All is saved.";
+  left.textContent = missing ? `${missing} rating${missing === 1 ? "" : "s"} to go in this group.` : waiting ? "Saving ..." : "All is saved.";
 }
 
 function setUp(section) {
@@ -52,12 +54,20 @@ function setUp(section) {
   const bar = section.querySelector("progress");
   const state = section.querySelector(".state");
   const name = section.querySelector("h2").textContent;
+  const own = name.toLowerCase();
   let heard = "heard" in section.dataset;
   section.audio = audio;
   audio.preload = "none";
   audio.src = `/clip/${section.dataset.at}`;
-  const say = (text) => { state.textContent = text; };
+  const say = (text) => { if (state.textContent !== text) state.textContent = text; };
   const label = (text) => { play.textContent = text; };
+  const after = () => say([...section.querySelectorAll("fieldset")].every(rated)
+    ? `${name} is rated. Until the group is finished you can change it.` : `${name} was heard; please rate it.`);
+  const broken = () => {
+    label(`Play ${own}`);
+    audio.load(); // after the server was away, a fresh start
+    say(`${name} cannot be played now. Press Play again in a moment.`);
+  };
 
   play.addEventListener("click", async () => {
     if (!audio.paused) return audio.pause();
@@ -65,29 +75,30 @@ function setUp(section) {
     try {
       await audio.play();
     } catch (error) {
-      if (error.name === "AbortError") return;
-      audio.load(); // after the server was away, a fresh start
-      say(`${name} cannot be played now. Press Play again in a moment.`);
+      if (error.name !== "AbortError") broken();
     }
   });
-  audio.addEventListener("play", () => label("Pause"));
-  audio.addEventListener("pause", () => label(audio.ended ? "Play again" : "Play"));
+  audio.addEventListener("error", broken); // also in the middle, where play() has long succeeded
+  audio.addEventListener("play", () => label(`Pause ${own}`));
+  audio.addEventListener("pause", () => label(audio.ended ? `Play ${own} again` : `Play ${own}`));
   audio.addEventListener("timeupdate", () => { if (audio.duration) bar.value = audio.currentTime / audio.duration; });
   audio.addEventListener("ended", async () => {
     bar.value = 1;
-    label("Play again");
+    label(`Play ${own} again`);
     if (heard || !(await send(`/heard/${section.dataset.at}`, {}, section))) return;
     heard = true;
     section.querySelectorAll("fieldset").forEach((f) => { f.disabled = false; });
-    say(`${name} was heard; please rate it.`);
+    after();
     count();
   });
   section.addEventListener("change", (event) => {
     const { scale } = event.target.dataset;
     send(`/rate/${section.dataset.at}`, { scale, value: Number(event.target.value) }, section);
+    after();
     count();
   });
-  say(heard ? `${name} was heard.` : "Ratings open when the clip was heard to its end.");
+  if (heard) after();
+  else say("Ratings open when the clip was heard to its end.");
 }
 
 sections.forEach(setUp);
