@@ -77,6 +77,9 @@ def report(context: typer.Context, survey: Survey = None, override: Override = N
     for path, text in zip(paths[1:], tables.values(), strict=True):
         write_text(path, text)
     lines = [tables["md"]]
+    for scale, means in result["means"].items():
+        shown = ", ".join(f"{m} {f['value']:.2f} ({f['low']:.2f} to {f['high']:.2f})" for m, f in means.items())
+        lines.append(f"{scale:12} mean (95%): {shown}")
     lines += [
         f"{pair['scale']:12} {pair['first']} - {pair['second']}: {pair['difference']:+.2f}, "
         f"p = {pair['p_holm']:.4f} (Holm), {pair['n_raters']} raters"

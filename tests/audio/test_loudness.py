@@ -20,7 +20,8 @@ def test_the_filters_are_those_printed_for_48_khz():
 
 @pytest.mark.parametrize("rate", [16_000, 44_100, 48_000])
 def test_full_scale_at_997_hertz_is_the_calibration(rate):
-    assert lufs(tone(997, 0, 2, rate), rate) == pytest.approx(-3.01, abs=0.02)
+    """0.04 dB off at 16 kHz, for digital filters bend towards half the rate; a meter may be off by 0.1."""
+    assert lufs(tone(997, 0, 2, rate), rate) == pytest.approx(-3.01, abs=0.05)
     assert lufs(tone(997, -20, 0.5, rate), rate) == pytest.approx(-23.01, abs=0.05)
 
 

@@ -123,13 +123,13 @@ def test_many_slow_files_hold_up_no_page(start, monkeypatch):  # noqa: F811
         with lock:
             busy += 1
             most = max(most, busy)
-        time.sleep(0.5)
+        time.sleep(1.0)
         with lock:
             busy -= 1
         return np.zeros(rate, np.float32)
 
     monkeypatch.setattr(studio_, "decode", slow_decode)
-    monkeypatch.setattr(studio_, "PATIENCE_SECONDS", 1.2)
+    monkeypatch.setattr(studio_, "PATIENCE_SECONDS", 1.7)
     person, answers, times = Person(start().port), [], []
     ask = ("POST", "/upload", SONG[:1000], "application/octet-stream")
     threads = [threading.Thread(target=lambda: answers.append(person.ask(*ask))) for _ in range(50)]
@@ -141,7 +141,7 @@ def test_many_slow_files_hold_up_no_page(start, monkeypatch):  # noqa: F811
         times.append(time.monotonic() - began)
         time.sleep(0.05)
     assert len(times) > 10
-    assert max(times) < 0.5
+    assert max(times) < 0.9  # without turns, pages wait as long as a decoder
     assert most == studio_.DECODERS
     assert 2 <= sum(status == 200 for status, _ in answers) <= 8
     refused = [answer["sentence"] for status, answer in answers if status == 503]

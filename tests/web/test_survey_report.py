@@ -71,13 +71,14 @@ def likeness(heard, original):
 
 @pytest.fixture
 def call(survey, monkeypatch, capsys):
-    def run(*arguments):
+    def run(*arguments, mode=("--json",)):
         monkeypatch.chdir(survey[0])
-        monkeypatch.setattr(sys, "argv", ["musicldm", "--json", "eval", "listen", *arguments])
+        monkeypatch.setattr(sys, "argv", ["musicldm", *mode, "eval", "listen", *arguments])
         with pytest.raises(SystemExit) as caught:
             app.main()
         assert caught.value.code == 0
-        return json.loads(capsys.readouterr().out)
+        out = capsys.readouterr().out
+        return json.loads(out) if mode else out
 
     return run
 
@@ -115,6 +116,10 @@ def test_report_is_what_the_definitions_give(survey, call):
         alpha = result["agreement"][scale]["krippendorff_alpha_ordinal"]
         assert alpha == pytest.approx(ordinal_alpha([values(given, scale, m) for m in MODELS]))
     check_table(work, given)
+    text = call("report", "-S", "evaluate.bootstrap=4000", mode=())
+    figure = result["means"]["quality"][MODELS[0]]
+    assert f"{MODELS[0]} {figure['value']:.2f} ({figure['low']:.2f} to {figure['high']:.2f}), " in text
+    assert "6 participants began, 5 finished." in text
 
 
 def check_mean(figure, found):
