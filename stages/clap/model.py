@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torchaudio.functional as AF
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -55,6 +56,40 @@ def build(params: Params, pad_token_id: int = ROBERTA_PAD) -> ClapModel:
     return ClapModel(config)
 
 
+class WholeBatchNorm(nn.BatchNorm2d):
+    """HTSAT's first layer, with the statistics of all processes' clips together: torch's SyncBatchNorm needs a GPU.
+
+    Its input, mels, takes no gradient, so neither do the statistics.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm2d) -> "WholeBatchNorm":
+        """The same layer, its tensors shared."""
+        whole = cls(norm.num_features, norm.eps, norm.momentum)
+        whole._parameters, whole._buffers = norm._parameters, norm._buffers
+        return whole.train(norm.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, F, T, 1), of equal B on all processes."""
+        if not self.training or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+            return super().forward(x)
+        exact = x.detach().double()
+        moments = torch.stack([exact.mean((0, 2, 3)), exact.square().mean((0, 2, 3))])
+        dist.all_reduce(moments)
+        mean, square = moments / dist.get_world_size()
+        variance = square - mean.square()
+        count = x.numel() // x.shape[1] * dist.get_world_size()
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+        self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var), self.momentum)
+        return F.batch_norm(x, mean.to(x), variance.to(x), self.weight, self.bias, False, 0.0, self.eps)
+
+
 class Clap(nn.Module):
     """A `ClapModel` with its tokenizer and its own mel front-end.
 
@@ -65,6 +100,8 @@ class Clap(nn.Module):
         super().__init__()
         self.params, self.model, self.tokenizer = params, model, tokenizer
         self.mel = clap_mel(params)
+        encoder = model.audio_model.audio_encoder
+        encoder.batch_norm = WholeBatchNorm.of(encoder.batch_norm)
 
     @property
     def device(self) -> torch.device:
