@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from diffusers import AutoencoderKL
@@ -141,8 +141,9 @@ def train_vae(params: Params, shards: Path, out: Path, checkpoints: Path, **opti
 
 def _finish(task: VaeTask, history: History, out: Path) -> None:
     params, vae = task.params, Vae(task.vae.eval(), task.params)
-    scale = latent_scale(vae, _mels(task, task.dataset, SCALE_CLIPS))
-    history.figures["scaling_factor"] = scale
+    posterior = posterior_statistics(vae, _mels(task, task.dataset, SCALE_CLIPS))
+    scale = 1 / posterior["std"]
+    history.figures |= {"scaling_factor": scale, "posterior": posterior}
     test = clips_if_any(task.reader, params, "test")
     if test is not None:
         history.figures["test"] = reconstruction_figures(vae, _mels(task, test, TEST_CLIPS))
@@ -158,14 +159,24 @@ def _mels(task: VaeTask, dataset: ClipDataset, count: int) -> Iterator[Tensor]:
         yield task.mel.to(device)(dataset[draw]["audio"].unsqueeze(0).to(device))
 
 
-def latent_scale(vae: Vae, mels: Iterator[Tensor]) -> float:
-    """1 / standard deviation of all elements of latents drawn from the posteriors (their exact moments)."""
-    moments = []
+def posterior_statistics(vae: Vae, mels: Iterator[Tensor]) -> dict[str, Any]:
+    """What latents drawn from the posteriors are like, unscaled, by their exact moments.
+
+    `mean` and `std` of all elements, `channel_mean` and `channel_std` (C,), `width` the mean standard deviation of one
+    posterior, and the number of `clips`. The scale factor is 1 / std.
+    """
+    moments, widths = [], []
     for mel in mels:
         mean, logvar = (value.double() for value in vae.encode(mel))
-        moments.append(torch.stack([mean.mean(), (mean.square() + logvar.exp()).mean()]))
-    first, second = torch.stack(moments).mean(0).tolist()
-    return float((second - first**2) ** -0.5)
+        moments.append(torch.stack([mean, mean.square() + logvar.exp()]).mean((1, 3, 4)))
+        widths.append(float((0.5 * logvar).exp().mean()))
+    first, second = torch.stack(moments).mean(0)
+    std = float((second.mean() - first.mean().square()).sqrt())
+    return {
+        "mean": float(first.mean()), "std": std, "channel_mean": first.tolist(),
+        "channel_std": (second - first.square()).sqrt().tolist(), "width": sum(widths) / len(widths),
+        "clips": len(widths),
+    }  # fmt: skip
 
 
 def reconstruction_figures(vae: Vae, mels: Iterator[Tensor]) -> dict[str, float | int]:
