@@ -228,7 +228,9 @@ class Vocoder(Section):
     adversarial_start: Annotated[int, Field(ge=0)] = 0
     train_on: Literal["real", "vae"] = "real"  # mels of real audio, or decoded by the trained VAE
     init_from: str | None = None  # a vocoder folder to go on from, e.g. when fine-tuning on the VAE's mels
-    train: Training = Training(steps=1_000_000, batch_size=96, learning_rate=2e-4, betas=[0.8, 0.99], schedule="cosine")
+    train: Training = Training(  # bf16's rounding would be heard
+        steps=1_000_000, batch_size=96, learning_rate=2e-4, betas=[0.8, 0.99], schedule="cosine", precision="fp32"
+    )
 
 
 class Latents(Section):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
+from transformers.utils.logging import disable_progress_bar
 
 from stages.errors import ModelError
 from stages.params import Params
@@ -15,6 +16,8 @@ from stages.training.checkpoint import load_weights
 FOLDER = "vocoder"  # inside a model folder
 WEIGHTS = "model.safetensors"
 REMEDY = "Make it with: musicldm train vocoder"
+
+disable_progress_bar()  # of reading and writing weights; ours goes through stages.progress
 
 
 def build(params: Params) -> SpeechT5HifiGan:
