@@ -2,14 +2,16 @@
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from torch.nn import functional as F
 
 from stages.clap.model import load_clap
 from stages.data.shards import ShardReader
-from stages.errors import DataError
+from stages.errors import DataError, UsageError
 from stages.ldm.latents import LatentReader, sample_posterior
 from stages.ldm.mixup import Bank, Mix, Mixer, Pairs, _noise
+from stages.ldm.preview import apart, write_preview
 from stages.vae.model import load_vae
 from stages.vocoder.model import load_vocoder
 from tests.ldm.toy import toy_params
@@ -119,6 +121,31 @@ def test_bam_lays_clicks_on_clicks(parts):
     unaligned = row_of(parts, "click-b", on_downbeat=False, nth=1)
     apart = mixer.mix_audio([Mix(first, unaligned, 0.5)], torch.tensor([0.5]))[0].numpy()
     assert len(onsets(apart)) > 6  # so the test can fail
+
+
+def test_a_preview_is_the_mix_and_says_how_far_its_beats_are_apart(project, parts, tmp_path):
+    folders = (project.latents, project.shards, project.clap, project.vae, project.vocoder)
+    pairs = write_preview(toy_params(mixup="bam"), *folders, tmp_path, 4)
+    mixer = make_mixer(parts, mixup="bam")
+    for number, pair in enumerate(pairs):
+        mix = mixer.pairs.draw([0, 0, number])
+        sound, rate = soundfile.read(pair.wav)
+        sides = [mixer.clip(row) for row in (mix.first, mix.second)]
+        wanted = pair.weight * sides[0] + (1 - pair.weight) * sides[1]
+        assert rate == 16_000
+        assert np.abs(sound - wanted).max() < 1e-4  # of 16 bits
+        assert pair.png.stat().st_size > 10_000
+        assert {pair.first, pair.second} <= {"click-a", "click-b", "click-c", "click-a-again"}
+        assert pair.beats_apart < 0.015  # 120 beside 121 BPM: 4 ms more at each beat
+    with pytest.raises(UsageError, match="nothing to preview"):
+        write_preview(toy_params(mixup="none"), *folders, tmp_path, 1)
+
+
+def test_distances_of_grids():
+    assert apart(np.array([0.0, 1.0, 2.0]), np.array([0.1, 0.9, 5.0])) == pytest.approx(0.1)
+    assert apart(np.array([]), np.array([1.0])) is None
+    slow, fast = np.arange(0.0, 8.0, 1.0), np.arange(0.0, 8.0, 0.5)
+    assert apart(slow, fast) == apart(fast, slow) == 0.0
 
 
 def test_bam_trains_on_the_encoded_mix(parts):
