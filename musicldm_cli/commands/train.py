@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from musicldm_cli.output import Output
 from musicldm_cli.session import Session, session
 
 if TYPE_CHECKING:
+    from stages.ldm.preview import Preview
     from stages.training.estimate import Phased
     from stages.training.loop import History
 
@@ -69,16 +71,21 @@ def run(
     **options: Any,
 ) -> None:  # fmt: skip
     """Train by `train(out, checkpoints, **options)`, or only estimate what that takes of what `build` makes."""
-    with found.output.progress() as progress:
-        if only_estimate:
-            from stages.training.estimate import estimate
+    from stages.training.devices import leave_processes
+    from stages.training.estimate import estimate
 
-            figures = asdict(estimate(build(), progress))
-        else:
-            history = train(
-                out, found.layout.checkpoints, progress=progress, log=found.output.say, warn=found.output.say, **options
-            )
-    if os.environ.get("RANK", "0") != "0":  # the first process speaks for all
+    first = os.environ.get("RANK", "0") == "0"  # speaks for all processes
+    output = found.output if first else Output("quiet")
+    try:
+        with output.progress() as progress:
+            if only_estimate:
+                figures = asdict(estimate(build(), progress))
+            else:
+                say = output.say
+                history = train(out, found.layout.checkpoints, progress=progress, log=say, warn=say, **options)
+    finally:
+        leave_processes()
+    if not first:
         return
     if only_estimate:
         found.output.result(estimate_text(figures), [], **figures)
@@ -110,12 +117,19 @@ def estimate_text(figures: dict[str, Any]) -> str:
     return (
         f"Parameters: {networks}; {figures['trained'] / 1e6:.2f} M are trained.\n"
         f"Memory: {figures['state_bytes'] / 1e9:.2f} GB of weights, gradients and optimizer; "
-        f"{figures['peak_bytes'] / 1e9:.2f} GB at the peak of the measured steps ({figures['device']}, "
+        f"{figures['peak_bytes'] / 1e9:.2f} GB at the peak of steps and a validation ({figures['device']}, "
         f"precision {figures['precision']}, {figures['processes']} process(es)).\n"
-        f"A step: {steps}{extra}.\n"
+        f"A step: {steps}{extra}; a validation: {figures['valid_seconds']:.1f} s.\n"
         f"All {figures['steps']} steps: {figures['total_seconds'] / 3600:.2f} h, "
-        "without validation, samples and checkpoints."
+        "without samples and checkpoints."
     )
+
+
+def preview_text(pair: Preview) -> str:
+    """One mixed pair for people."""
+    grids = (("beats", pair.beats_apart), ("downbeats", pair.downbeats_apart))
+    far = ", ".join(f"{name} {seconds * 1000:.0f} ms apart" for name, seconds in grids if seconds is not None)
+    return f"{pair.wav} and .png: {pair.first} x {pair.weight:.2f} + {pair.second}; {far or 'no beats to compare'}"
 
 
 @app.command()
@@ -290,8 +304,11 @@ def ldm(
     if mixup_preview is not None:
         from stages.ldm.preview import write_preview
 
-        paths = write_preview(params, *folders, out or layout.work / "mixup", mixup_preview)
-        found.output.result("\n".join(map(str, paths)), paths, pairs=mixup_preview)
+        pairs = write_preview(params, *folders, out or layout.work / "mixup", mixup_preview)
+        paths = [path for pair in pairs for path in (pair.wav, pair.png)]
+        found.output.result("\n".join(map(preview_text, pairs)), paths, pairs=[
+            {name: value for name, value in asdict(pair).items() if name not in ("wav", "png")} for pair in pairs
+        ])  # fmt: skip
         return
     from stages.ldm.train import build_task, train_ldm
 

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_model
 from torch import nn
+from torch.optim import Optimizer
 
 from stages.errors import ModelError
 from stages.params import Params
@@ -98,6 +99,7 @@ def load(folder: Path, state: State, scaler: Any = None) -> Position:
             load_model(module, str(folder / f"{name}.safetensors"), strict=True)
         for name, optimizer in state.optimizers.items():
             optimizer.load_state_dict(saved["optimizers"][name])
+            _lay_out(optimizer)
         for name, scheduler in state.schedulers.items():
             scheduler.load_state_dict(saved["schedulers"][name])
         if scaler is not None and saved["scaler"] is not None:
@@ -170,6 +172,14 @@ def differences(root: Path, identity: dict[str, str]) -> str | None:
         others.append([f"{key} was {other.get(key)}, now {identity.get(key)}" for key in keys])
     nearest = min((found for found in others if found), key=len, default=None)
     return None if nearest is None else "; ".join(nearest[:5]) + ("; ..." if len(nearest) > 5 else "")
+
+
+def _lay_out(optimizer: Optimizer) -> None:
+    """Give moments their parameters' memory order, which fused AdamW takes for granted; shards are saved in another."""
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[key] = torch.empty_like(parameter).copy_(value)
 
 
 def _networks(state: State) -> dict[str, nn.Module]:

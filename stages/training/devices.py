@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from stages.errors import ParamsError
+from stages.errors import Interrupted, ParamsError
 from stages.params import Training
 from stages.training.state import State
 
@@ -49,9 +52,32 @@ def float_norms(modules: Iterable[nn.Module], accelerator: Accelerator) -> Itera
             hook.remove()
 
 
+def leave_processes() -> None:
+    """Part from the other processes of a training, if there are any: at the end of the command, however it ends."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def is_main_process() -> bool:
     """Whether this process is the one of its training that writes and reports."""
     return bool(PartialState().is_main_process)
+
+
+@contextmanager
+def lost_processes(run: Path) -> Iterator[None]:
+    """Turn the end of another process of the same training, seen in an exchange with it, into Interrupted.
+
+    What this process holds may be of half a step; the checkpoints in `run` are whole.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
+            raise
+        raise Interrupted(
+            f"Another process of this training is gone; its last checkpoint is in {run}.",
+            "The same command goes on from there, with any number of processes.",
+        ) from error
 
 
 class Backpropagation:
@@ -82,7 +108,8 @@ class Backpropagation:
         for name in sorted(self.used):
             parameters = [p for group in self.steppers[name].param_groups for p in group["params"]]
             limit = self.settings.grad_clip or float("inf")
-            norms[name] = float(self.accelerator.clip_grad_norm_(parameters, limit))
+            norm = self.accelerator.clip_grad_norm_(parameters, limit)
+            norms[name] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         return norms
 
     def finish(self, take: bool) -> None:

@@ -1,5 +1,6 @@
 """What a training will take, from a few of its own steps on this device, before any of it is begun."""
 
+import math
 import resource
 import sys
 import time
@@ -49,13 +50,14 @@ class Estimate:
     peak_bytes: int  # of this process on a CPU, of the device on a GPU; loader workers not counted
     step_seconds: dict[int, float]  # by the first step they hold from
     extra_seconds: float  # a step, e.g. for mixed clips
+    valid_seconds: float  # one validation, without samples
     total_seconds: float
 
 
 def estimate(task: Phased, progress: Progress = silent) -> Estimate:
     """Take some steps of each phase of `task`, writing nothing; its state is of no use afterwards.
 
-    Validation, checkpoints and the start are not counted. Raises what a step raises.
+    Samples, checkpoints, the start and the end are not counted. Raises what a step raises.
     """
     run = Run(task, Path(), {}, progress, _nobody, _nobody)
     run.to_device()
@@ -65,13 +67,15 @@ def estimate(task: Phased, progress: Progress = silent) -> Estimate:
     firsts = sorted({first for first in task.phases if first < steps})
     with run.wrapped() as backward:
         seconds = {first: _measure(run, backward, first) for first in firsts}
+        valid = _measure_validation(run)
     lengths = [after - first for first, after in pairwise([*firsts, steps])]
     return Estimate(
         device=str(device), precision=run.accelerator.mixed_precision.replace("no", "fp32"),
         processes=run.accelerator.num_processes,
         steps=steps, parameters=parameters, trained=trained, state_bytes=state, peak_bytes=_peak(device),
-        step_seconds=seconds, extra_seconds=extra,
-        total_seconds=extra * steps + sum(n * seconds[first] for first, n in zip(firsts, lengths, strict=True)),
+        step_seconds=seconds, extra_seconds=extra, valid_seconds=valid,
+        total_seconds=extra * steps + valid * math.ceil(steps / task.settings.valid_every)
+        + sum(n * seconds[first] for first, n in zip(firsts, lengths, strict=True)),
     )  # fmt: skip
 
 
@@ -93,6 +97,15 @@ def _measure(run: Run, backward: Any, first: int) -> float:
         run.progress(f"measuring from step {first}", number + 1, WARM + MEASURED)
         marks.append(time.perf_counter())
     return float(np.median(np.diff(marks)[-MEASURED:]))
+
+
+def _measure_validation(run: Run) -> float:
+    """Seconds of a validation, by its first batch; whole clips may need more memory than a step's segments."""
+    batches = run.valid_batches()
+    begun = time.perf_counter()
+    if batches:
+        run.valid_figures(batches[:1])
+    return (time.perf_counter() - begun) * len(batches)
 
 
 def _bytes(module: nn.Module) -> int:

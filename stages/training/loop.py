@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from accelerate.utils import DistributedType
 
 from stages.data.dataset import Draw, StepBatches
 from stages.errors import Interrupted, ModelError, ParamsError
@@ -24,9 +25,10 @@ from stages.training import checkpoint
 from stages.training.batches import Batch, Clock, loader, micro_batches, step_seed
 from stages.training.checkpoint import Position
 from stages.training.clips import spread
-from stages.training.devices import Backpropagation, build_accelerator, float_norms
+from stages.training.devices import Backpropagation, build_accelerator, float_norms, lost_processes
 from stages.training.log import Journal, journal, show
 from stages.training.samples import Sample
+from stages.training.sharding import Sharding
 from stages.training.signals import stop_signals
 from stages.training.state import Sampling, State, Task, averaged_weights
 
@@ -77,10 +79,12 @@ def train(
     (ModelError naming what differs); False: start anew, deleting the run of this identity. `log` gets one
     line per validation, `warn` what went wrong on the way, `trackers` (tensorboard, dvclive, wandb) all
     figures and samples. Raises ModelError after max_bad_steps steps in a
-    row without a finite loss, and Interrupted, with the state saved, on SIGTERM or SIGINT.
+    row without a finite loss; Interrupted, with the state saved, on SIGTERM or SIGINT, and Interrupted with the
+    last checkpoint left where another process of this training is gone.
     """
     run = Run(task, checkpoints / task.name, identity, progress, log or _nobody, warn or _nobody)
-    return run.train(resume, trackers)
+    with lost_processes(run.run):
+        return run.train(resume, trackers)
 
 
 class Run:
@@ -96,6 +100,7 @@ class Run:
         self.accelerator = build_accelerator(self.settings)
         self.position, self.history = Position(), History(self.run)
         self.clock = Clock()
+        self.sharding: Sharding | None = None
 
     def train(self, resume: bool | None, trackers: Sequence[str]) -> History:
         started = time.monotonic()
@@ -159,8 +164,12 @@ class Run:
     def wrapped(self) -> Iterator[Backpropagation]:
         """The state's modules prepared for devices, processes and precision; unwrapped again at the end."""
         plain = dict(self.state.modules)
-        self.state.modules.update({name: self.accelerator.prepare(module) for name, module in plain.items()})
-        steppers = {name: self.accelerator.prepare(optimizer) for name, optimizer in self.state.optimizers.items()}
+        if self.accelerator.distributed_type is DistributedType.FSDP:
+            self.sharding = Sharding(self.accelerator, self.state)
+            steppers = {name: self.sharding.begin() for name in plain}
+        else:
+            self.state.modules.update({name: self.accelerator.prepare(module) for name, module in plain.items()})
+            steppers = {name: self.accelerator.prepare(optimizer) for name, optimizer in self.state.optimizers.items()}
         self._set_mode(training=True)
         try:
             with float_norms(plain.values(), self.accelerator):
@@ -169,6 +178,8 @@ class Run:
             for module in plain.values():  # autocast was wrapped around its forward
                 self.accelerator.unwrap_model(module, keep_fp32_wrapper=False).eval()
             self.state.modules.update(plain)
+        if self.sharding is not None:  # after an error the other processes may not be there to put it together
+            self.sharding.end()
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """(step, this process's slice of the global batch), from the position on."""
@@ -233,16 +244,12 @@ class Run:
 
         Returns whether their `loss` is the best so far.
         """
-        batches = self._valid_batches()
+        batches = self.valid_batches()
         if not batches:
             return False
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        sums: dict[str, float] = {}
         self._set_mode(training=False)
         with averaged_weights(self.state):
-            for batch in loader(self.task.valid_dataset, batches, self.accelerator.device):
-                for name, value in self.task.validate(self._to_device(batch), generator).items():
-                    sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
+            sums = self.valid_figures(batches)
             written.samples(self.position.step, self._samples())
         self._set_mode(training=True)
         step, best = self.position.step, self.position.best_loss
@@ -254,14 +261,26 @@ class Run:
             self.position = Position(step, self.position.bad_steps, step, sums["loss"])
         return improved
 
+    @torch.no_grad()
+    def valid_figures(self, batches: list[list[Draw]]) -> dict[str, float]:
+        """The mean of the task's figures over these batches, each time with the same random draws."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        sums: dict[str, float] = {}
+        for batch in loader(self.task.valid_dataset, batches, self.accelerator.device):
+            for name, value in self.task.validate(self._to_device(batch), generator).items():
+                sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
+        return sums
+
     def _samples(self) -> list[Sample]:
-        if not self.accelerator.is_main_process or not self.settings.samples or not isinstance(self.task, Sampling):
+        here = self.accelerator.is_main_process or self.sharding is not None  # shards compute together or not at all
+        if not here or not self.settings.samples or not isinstance(self.task, Sampling):
             return []
         draws = spread(self.task.valid_dataset, self.settings.samples)
         (batch,) = loader(self.task.valid_dataset, [draws], self.accelerator.device)
         return self.task.samples(self._to_device(batch), torch.Generator().manual_seed(self.settings.seed))
 
-    def _valid_batches(self) -> list[list[Draw]]:
+    def valid_batches(self) -> list[list[Draw]]:
+        """The draws of a validation; none without a valid split."""
         if self.task.valid_dataset is None or len(self.task.valid_dataset) == 0:
             return []
         size = self.settings.batch_size // self.settings.accumulation
@@ -273,9 +292,11 @@ class Run:
             module.train(training)
 
     def _save(self) -> None:
+        plain = {name: self.accelerator.unwrap_model(m) for name, m in self.state.modules.items()}
+        state = State(plain, self.state.optimizers, self.state.schedulers, self.state.ema)
+        if self.sharding is not None:
+            state = self.sharding.gathered()
         if self.accelerator.is_main_process:
-            plain = {name: self.accelerator.unwrap_model(m) for name, m in self.state.modules.items()}
-            state = State(plain, self.state.optimizers, self.state.schedulers, self.state.ema)
             checkpoint.save(self.run, state, self.position, self.identity, self.accelerator.scaler)
             checkpoint.prune(self.run, self.settings.keep_last, self.position.best_step)
         self.accelerator.wait_for_everyone()

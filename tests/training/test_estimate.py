@@ -35,6 +35,7 @@ def test_an_estimate_sums_up_its_phases_and_writes_nothing(tmp_path, monkeypatch
     assert 0.01 <= found.step_seconds[0] < 0.05 <= found.step_seconds[400]
     bounds = [*found.step_seconds, 1000]
     wanted = sum((b - a) * found.step_seconds[a] for a, b in pairwise(bounds)) + 250
+    wanted += 250 * found.valid_seconds  # at every fourth step
     assert found.total_seconds == pytest.approx(wanted)
     assert found.peak_bytes > found.state_bytes
 
@@ -77,3 +78,16 @@ def test_a_run_says_how_long_it_waited(tmp_path):
     timed = [line for line in lines if "seconds/step" in line]
     assert len(timed) == 2
     assert all(0 < line["seconds/wait"] < line["seconds/step"] for line in timed)
+
+
+@pytest.mark.slow
+def test_wandb_is_told_without_a_network(tmp_path, monkeypatch):
+    """The real client in its offline mode: figures, pictures and sound are in the run's folder, to be synced or not."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    history = train(Heard(settings(samples=1, steps=12)), checkpoints=tmp_path, identity={"a": "b"}, trackers=["wandb"])
+    (run,) = (history.run / "wandb").glob("offline-run-*")
+    assert list(run.glob("run-*.wandb"))
+    kinds = {file.suffix for file in (run / "files" / "media").rglob("*") if file.is_file()}
+    assert kinds == {".png", ".wav"}
