@@ -1,6 +1,9 @@
 """CLAP: fixed windows, its mel front-end against transformers', its loss, its tokenizer."""
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +163,29 @@ def test_saved_and_loaded_by_us_and_by_transformers(clap, tmp_path):
         load_pretrained(other, str(folder))
     with pytest.raises(ModelError, match="No CLAP model"):
         load_pretrained(clap.params, str(tmp_path / "nothing"))
+
+
+@pytest.mark.slow
+def test_a_hub_id_is_a_start(clap, tmp_path):
+    """From the hub's own cache, as a download leaves it, and without a network; a pickle there is not read."""
+    hub = tmp_path / "hub" / "models--somebody--clap"
+    snapshot = hub / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text("0" * 40)
+    clap.model.save_pretrained(snapshot)
+    clap.tokenizer.save_pretrained(snapshot)
+    script = (
+        "import sys, torch; from stages.params import Params; from stages.clap.model import load_pretrained\n"
+        "clap = load_pretrained(Params.model_validate_json(sys.argv[1]), 'somebody/clap').eval()\n"
+        "torch.save(clap.embed_text(sys.argv[3:]), sys.argv[2])"
+    )
+    call = [sys.executable, "-c", script, clap.params.model_dump_json(), str(tmp_path / "found.pt"), *CAPTIONS]
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    subprocess.run(call, check=True, env=environment)
+    assert torch.equal(torch.load(tmp_path / "found.pt", weights_only=True), clap.embed_text(CAPTIONS))
+    (snapshot / "model.safetensors").unlink()
+    torch.save(clap.model.state_dict(), snapshot / "pytorch_model.bin")
+    refused = subprocess.run(call, env=environment, stderr=subprocess.PIPE, text=True)
+    assert refused.returncode == 1
+    assert "ModelError: No CLAP model can be read from somebody/clap" in refused.stderr

@@ -14,6 +14,7 @@ from stages.data.shards import ShardReader, write_shards
 from stages.params import resolve
 from stages.store import model_card
 from tests.ldm.toy import TOY, write_collection
+from tests.training.demo import demo_shards
 from tests.training.toy import batch_of
 
 
@@ -25,8 +26,8 @@ def shards(tmp_path_factory):
     return work / "shards"
 
 
-def params(steps):
-    training = {"steps": steps, "batch_size": 8, "warmup_steps": 0, "workers": 0, "valid_every": 20}
+def params(steps, **more):
+    training = {"steps": steps, "batch_size": 8, "warmup_steps": 0, "workers": 0, "valid_every": 20, **more}
     return resolve({**TOY, "clap": {**TOY["clap"], "train": training}})
 
 
@@ -53,6 +54,12 @@ def test_training_learns_and_is_saved(shards, tmp_path):
     assert card["retrieval_tracks"] == 1
     assert card["retrieval"]["audio_to_text_r1"] == 1.0
     assert load_clap(tmp_path / "clap").embed_text(["music like click a"]).shape == (1, 64)
+
+
+def test_it_overfits_four_real_clips(tmp_path):
+    chosen = params(100, batch_size=4, learning_rate=5e-4, warmup_steps=30, schedule="constant", valid_every=100)
+    history = train_clap(chosen, demo_shards(tmp_path / "demo", chosen, 2.6), tmp_path / "clap", tmp_path / "ck")
+    assert history.losses["loss"] < 0.1  # chance is log 4 = 1.39
 
 
 def features(scale):

@@ -7,17 +7,23 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.pipelines.deprecated.musicldm import MusicLDMPipeline
 from torch.nn import functional as F
 
+from stages.audio.mel import clip_mel
+from stages.data.dataset import ClipDataset
 from stages.data.shards import ShardReader
 from stages.errors import ModelError, ParamsError
-from stages.ldm import diffusion, lora
-from stages.ldm.latents import LatentReader
-from stages.ldm.model import LatentDiffusion, build_unet, load_ldm
+from stages.ldm import lora
+from stages.ldm.latents import LatentReader, prepare
+from stages.ldm.model import load_ldm
 from stages.ldm.train import LdmTask, build_task, train_ldm
-from stages.params import resolve
-from stages.store import model_card, verify_model
+from stages.store import model_card, model_folder, verify_model
 from stages.training.draws import generators
 from stages.training.loop import train
-from tests.ldm.toy import toy_params
+from stages.training.state import averaged_weights
+from stages.vae.model import Vae
+from stages.vae.model import build as build_vae
+from stages.vae.train import posterior_statistics
+from tests.ldm.toy import save_untrained, toy_params
+from tests.training.demo import demo_shards
 from tests.training.toy import batch_of
 
 
@@ -122,28 +128,47 @@ def test_loss_of_a_step_against_diffusers(project, prediction):
     torch.testing.assert_close(found, (made - wanted).square().mean((1, 2, 3)), rtol=1e-4, atol=1e-5)
 
 
-def test_four_latents_can_be_learned(project):
-    """Four real clips' latents, told apart by their conditions: 0.35 of the noise is left after 100 steps."""
-    ldm = toy_params().ldm.model_dump()
-    params = resolve({**toy_params().model_dump(), "ldm": {**ldm, "block_out_channels": [32, 64]}})
-    latents = LatentReader(project.latents)
-    rows = [0, 6, 12, 18]
-    z = torch.stack([latents.posterior(row)[0] for row in rows]) * latents.scale
-    z = (z - z.mean()) / z.std()
-    condition = torch.stack([latents.embedding(row, "audio") for row in rows])
-    torch.manual_seed(0)
-    model, alpha_bar = LatentDiffusion(params, build_unet(params)), diffusion.alphas_cumprod(params.ldm)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(100):
-        t, noise = torch.randint(1000, (4,)), torch.randn(z.shape)
-        loss = F.mse_loss(model(diffusion.add_noise(z, noise, alpha_bar[t]), t, condition), noise)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert np.mean(losses[:5]) > 0.8
-    assert np.mean(losses[-30:]) < 0.35
+def test_it_overfits_four_real_clips(tmp_path):
+    """How much of the noise is left at evenly spread times; the VAE is random, and without posterior noise."""
+    settings = {
+        "steps": 150,
+        "batch_size": 16,
+        "learning_rate": 3e-3,
+        "workers": 0,
+        "ema_decay": 0.9,
+        "valid_every": 150,
+    }
+    params = toy_params(mixup="none", null_probability=0.0, block_out_channels=[32, 64], train=settings)
+    params = params.model_copy(update={"latents": params.latents.model_copy(update={"grid_seconds": 100.0})})
+    shards = demo_shards(tmp_path / "demo", params, 2.6)
+    save_untrained(tmp_path, params)
+    noiseless_vae(tmp_path / "vae", params, ShardReader(shards))
+    prepare(params, shards, tmp_path / "vae", tmp_path / "clap", tmp_path / "latents")
+    task = build_task(params, *(tmp_path / part for part in ("latents", "demo/shards", "clap", "vae", "vocoder")))
+    assert len(task.dataset) == 4
+    batch = batch_of(task.dataset, [(i % 4, i) for i in range(64)])
+
+    def left():
+        with torch.no_grad(), averaged_weights(task.state):
+            return float(task.validate(batch, torch.Generator().manual_seed(0))["loss"])
+
+    before = left()
+    train(task, checkpoints=tmp_path / "ck", identity={"a": "b"})
+    assert before > 0.9
+    assert left() < 0.2
+
+
+def noiseless_vae(folder, params, shards):
+    """Random weights, and posteriors of no width, so that a clip has one latent; scaled to unit variance."""
+    torch.manual_seed(3)
+    network, channels = build_vae(params), params.vae.latent_channels
+    with torch.no_grad():
+        network.quant_conv.weight[channels:], network.quant_conv.bias[channels:] = 0.0, -30.0
+    clips = ClipDataset(shards, "train", params.audio.clip_samples, params.audio.peak)
+    mels = (clip_mel(params)(clips[i, 0]["audio"][None]) for i in range(4))
+    network.register_to_config(scaling_factor=1 / posterior_statistics(Vae(network, params), mels)["std"])
+    with model_folder(folder, "vae", {"params": params.model_dump(mode="json")}) as inside:
+        network.to(memory_format=torch.contiguous_format).save_pretrained(inside / "vae")
 
 
 def test_lora_trains_its_updates_alone_resumes_and_is_merged(project, tmp_path):
