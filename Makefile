@@ -22,6 +22,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/ready
+	$(RUN) musicldm generate "$(PROMPT)" --model shipped --out work/demo/shipped --plot
 	$(RUN) dvc repro
 	$(RUN) musicldm generate "$(PROMPT)" --out work/demo --plot
 	@echo "Report: work/report/report.html"

@@ -12,9 +12,10 @@ MARKS = {"ok": "ok", "optional": "--", "missing": "!!"}
 def doctor(context: typer.Context) -> None:
     """Tell what this machine has, and what is missing with the command that mends it (exit 6 then)."""
     from stages.doctor import examine
+    from stages.weights.shipped import default_pipeline
 
     found = session(context)
-    findings = examine(found.layout.work, found.layout.ldm)
+    findings = examine(found.layout.work, default_pipeline(found.layout))
     lines = []
     for finding in findings:
         lines.append(f"{MARKS[finding.state]} {finding.what:20} {finding.found}")

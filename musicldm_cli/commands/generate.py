@@ -29,7 +29,11 @@ def generate(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="DIR|HUB ID", help="Trained pipeline, or one on the hub; default work/models/ldm."),
+        typer.Option(
+            metavar="DIR|HUB ID|shipped",
+            help="Trained pipeline, one on the hub, or the one that comes with musicldm; default work/models/ldm, "
+            "else the last.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -147,8 +151,13 @@ def _length(edit: Edit | None, seconds: float | None, clip_seconds: float) -> fl
 
 def _model_folder(found: Session, model: str | None) -> Path:
     """The model's folder; one of the hub is fetched and imported at its first use, and its licence told."""
-    if model is None:
-        return found.layout.ldm
+    from stages.weights.shipped import NAME, SHIPPED, default_pipeline
+
+    if model in (None, NAME):
+        folder = SHIPPED if model == NAME else default_pipeline(found.layout)
+        if model is None and folder == SHIPPED:
+            found.output.say(f"The model that comes with musicldm; none was trained at {found.layout.ldm}.")
+        return folder
     from stages.weights.hub import resolve_model
 
     folder, licence = resolve_model(model, found.layout.models)

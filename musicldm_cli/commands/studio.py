@@ -14,7 +14,11 @@ def studio(
     context: typer.Context,
     models: Annotated[
         list[Path] | None,
-        typer.Option("--model", metavar="DIR", help="A trained pipeline, or a folder of them; default work/models."),
+        typer.Option(
+            "--model",
+            metavar="DIR",
+            help="A trained pipeline, or a folder of them; default work/models and the shipped one.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where clips are kept; default work/studio.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; others than 127.0.0.1 let strangers in.")] = (
@@ -33,12 +37,13 @@ def studio(
     from stages.store import disk_errors, model_card
     from stages.web.studio import studio_app
     from stages.web.studio_queue import StudioQueue, find_models
+    from stages.weights.shipped import SHIPPED
 
     found = session(context)
     folder = out or found.layout.studio
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    known = find_models(models or [found.layout.models])
+    known = find_models(models or [usual for usual in (found.layout.models, SHIPPED) if usual.is_dir()])
     card = model_card(next(iter(known.values())), "ldm")
     jobs = StudioQueue(known, folder, found.layout.shards, found.layout.metrics / "cache")
     seconds = float(card["params"]["audio"]["clip_seconds"])
