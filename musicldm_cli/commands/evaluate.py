@@ -76,7 +76,24 @@ def relevance(
     layout, folder = session(context).layout, _folder(context, out, "relevance")
     with _setting(context, clap, override) as setting:
         result = run.relevance(setting, generated or layout.generated, folder)
-    _show(context, _lines(result, run.RELEVANCE), [folder / run.METRICS, folder / "prompts.csv"], result)
+    lines = _lines(result, run.RELEVANCE) + _against(result, "against_shuffled")
+    _show(context, lines, [folder / run.METRICS, folder / "prompts.csv"], result)
+
+
+@app.command()
+def rhythm(
+    context: typer.Context, generated: Generated = None, out: Out = None, override: Override = None,
+) -> None:  # fmt: skip
+    """Share of clips whose tracked tempo is the one their prompt states ("120 BPM"), against shuffled prompts."""
+    from stages.evaluate.rhythm import rhythm_of
+    from stages.evaluate.run import METRICS
+
+    layout, folder = session(context).layout, _folder(context, out, "rhythm")
+    with _setting(context, None, override) as setting:
+        result = rhythm_of(setting, generated or layout.generated, folder)
+    lines = _lines(result, ("within", "within_with_octaves"))
+    lines += _against(result, "within_against_shuffled") + _against(result, "within_with_octaves_against_shuffled")
+    session(context).output.result("\n".join([*lines, str(folder / METRICS)]), [folder / METRICS], **result)
 
 
 @app.command()
@@ -326,6 +343,14 @@ def _lines(figures: dict[str, Any], keys: Iterable[str], prefix: str = "") -> li
         for key in keys
         if (f := figures[key]) is not None
     ]
+
+
+def _against(result: dict[str, Any], key: str) -> list[str]:
+    """A line on true against shuffled pairs, where there is more than one prompt."""
+    if (found := result[key]) is None:
+        return []
+    return [f"{key:32} {found['true']:9.4f} against {found['shuffled']:.4f}, p = {found['p']:.4g}, "
+            f"{found['prompts']} prompts"]  # fmt: skip
 
 
 def _show(context: typer.Context, lines: list[str], paths: list[Path], result: dict[str, Any]) -> None:

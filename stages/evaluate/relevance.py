@@ -14,6 +14,7 @@ from stages.errors import DataError
 from stages.evaluate.embeddings import Embedded
 from stages.evaluate.intervals import mean_figure
 from stages.evaluate.novelty import Training
+from stages.evaluate.shuffled import against_shuffled
 from stages.params import Evaluate
 
 Array = NDArray[np.float64]
@@ -64,6 +65,7 @@ def relevance(
         "n_generated": len(rows),
         "intervals": f"95%, percentiles of {settings.bootstrap} bootstrap draws, seed {settings.seed}",
         "text_audio_similarity": mean_figure(scores, prompts.names, settings.bootstrap, settings.seed),
+        "against_shuffled": _shuffled(prompts, generated, settings.seed),
         "test_set_reference": None,
         "retrieval_max_reference": None,
     }
@@ -86,6 +88,12 @@ def relevance(
             row["best_training_similarity"] = round(float(score), 6)
     result["warnings"] = warnings
     return result, rows + real_rows
+
+
+def _shuffled(prompts: Texts, generated: Embedded, seed: int) -> dict[str, Any] | None:
+    first = {caption: row for row, caption in reversed(list(enumerate(prompts.captions)))}
+    rows = [first[caption] for caption in dict.fromkeys(prompts.captions)]
+    return against_shuffled(prompts.vectors[rows] @ by_name(generated, prompts.names).T, prompts.captions, seed)
 
 
 def _rows(which: str, texts: Texts, scores: Array) -> list[dict[str, Any]]:

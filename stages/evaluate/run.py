@@ -57,7 +57,7 @@ def relevance(setting: Setting, generated: Path, out: Path) -> dict[str, Any]:
     """Write out/metrics.json and out/prompts.csv. Raises DataError when the prompts of GEN are not known."""
     params = setting.params
     files = folder_files(generated)
-    captions = _prompts(generated)
+    captions = clip_prompts(generated)
     known = [path for path in files if path.stem in captions]
     if not known:
         raise DataError(f"No audio file of {generated} is in its {MANIFEST}.", "Make clips with: musicldm generate")
@@ -211,7 +211,7 @@ def _sketched(segments: Iterable[Segment], params: Params) -> tuple[Iterator[Seg
     return passing(), sketches
 
 
-def _prompts(folder: Path) -> dict[str, str]:
+def clip_prompts(folder: Path) -> dict[str, str]:
     """Prompt by file stem: of the manifest, or of a prompts.csv (id, prompt) beside another system's clips."""
     if (folder / MANIFEST).exists():
         return {Path(row["file"]).stem: str(row["prompt"]) for row in read_manifest(folder)}
