@@ -55,6 +55,7 @@ def generate(
     eta: Annotated[float | None, typer.Option(help="Fresh noise at every step, 0 to 1 (ddim only).")] = None,
     candidates: Annotated[int | None, typer.Option(help="Make so many, keep the one CLAP likes best.")] = None,
     seed: Annotated[int | None, typer.Option(help="Row n of a file takes seed + n.")] = None,
+    takes: Annotated[int, typer.Option(min=1, help="Clips of each prompt, each with a seed of its own.")] = 1,
     init_audio: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Begin from this audio instead of from noise.")
     ] = None,
@@ -112,7 +113,8 @@ def generate(
     if goal.stdout:
         chosen["candidates"] = 1
         _check_stream({
-            "a file of prompts": text is None, "--json": found.output.mode == "json", "--plot": plot,
+            "a file of prompts": text is None, "--takes": takes > 1, "--plot": plot,
+            "--json": found.output.mode == "json",
             "--candidates": candidates is not None, "a novelty gate": gates.wanted, "an edit": edits.way is not None,
         })  # fmt: skip
     audio = _model_audio(folder)
@@ -123,7 +125,9 @@ def generate(
         "negative": negative,
         "seconds": _length(edit, seconds, float(audio["clip_seconds"])),
     }
-    wanted, bad = _wanted(found, params, text, prompts, limit, defaults)
+    if goal.name is not None and takes > 1:
+        raise UsageError(f"--out {out} names one file; --takes {takes} needs a folder.")
+    wanted, bad = _wanted(found, params, text, prompts, limit, defaults, takes)
     wanted = goal.named([edits.worded(prompt) for prompt in wanted])
     chosen |= {"interval": guidance_interval, "avoid": avoid_copies}
     if goal.stdout:
@@ -186,22 +190,23 @@ def _model_audio(model: Path) -> dict[str, Any]:
 
 
 def _wanted(
-    found: Session, params: Params, text: str | None, file: Path | None, limit: int | None, given: dict[str, Any]
-) -> tuple[list[Prompt], list[BadRow]]:
-    from stages.generate.prompts import Defaults, read_prompts, typed_prompt
+    found: Session, params: Params, text: str | None, file: Path | None, limit: int | None, given: dict[str, Any],
+    count: int,
+) -> tuple[list[Prompt], list[BadRow]]:  # fmt: skip
+    from stages.generate.prompts import Defaults, read_prompts, takes, typed_prompt
 
     defaults = Defaults(**given)
     if text is not None:
         if file is not None or limit is not None:
             raise UsageError("A PROMPT stands alone: leave out --prompts and --limit.")
-        return [typed_prompt(text, defaults)], []
+        return [typed_prompt(text, Defaults(**given | {"seed": defaults.seed + take})) for take in range(count)], []
     tests = found.layout.captions / "prompts.csv"
     if file is None and not tests.exists():
         raise UsageError(f"There is no prompt, and no {tests}.", 'Type one: musicldm generate "dramatic trailer"')
     wanted, bad = read_prompts(file or tests, defaults)
     if limit is None and (file is None or file.resolve() == tests.resolve()):
         limit = params.generate.max_prompts
-    return wanted[:limit], bad
+    return takes(wanted[:limit], count), bad
 
 
 def _files(

@@ -12,7 +12,16 @@ from musicldm_cli.session import session
 app = typer.Typer(no_args_is_help=True, help="Look into, check, import and export trained models.")
 app.add_typer(model_import.app, name="import")
 
-Folder = Annotated[Path, typer.Argument(help="A model folder, e.g. work/models/ldm.")]
+
+def _named(text: str) -> Path:
+    from stages.weights.shipped import NAME, SHIPPED
+
+    return SHIPPED if text == NAME else Path(text)
+
+
+Folder = Annotated[
+    Path, typer.Argument(parser=_named, metavar="DIR|shipped", help="A model folder, e.g. work/models/ldm.")
+]
 
 
 class Layout(StrEnum):

@@ -85,6 +85,23 @@ def read_prompts(path: Path, defaults: Defaults) -> tuple[list[Prompt], list[Bad
     return prompts, bad
 
 
+def takes(prompts: list[Prompt], count: int) -> list[Prompt]:
+    """Each prompt `count` times: first as it is, then with seeds that no other prompt has, `<id>-take2` and so on.
+
+    Raises DataError when a name is taken.
+    """
+    more = [
+        replace(prompt, id=f"{prompt.id}-take{take + 1}", seed=prompt.seed + take * len(prompts))
+        for take in range(1, count)
+        for prompt in prompts
+    ]
+    known = {prompt.id.casefold() for prompt in prompts}
+    clash = next((prompt.id for prompt in more if prompt.id.casefold() in known), None)
+    if clash is not None:
+        raise DataError(f"The id {clash} is that of a prompt and of another prompt's take.", "Rename one of them.")
+    return [*prompts, *more]
+
+
 def with_tempo(prompt: Prompt, bpm: float) -> Prompt:
     """The prompt in the words of the training captions, "..., 120 BPM", unless it names a tempo itself."""
     return prompt if "bpm" in prompt.prompt.lower() else replace(prompt, prompt=f"{prompt.prompt}, {bpm:.0f} BPM")

@@ -51,6 +51,15 @@ def test_one_file_by_name_and_edits_of_a_real_song(call, tmp_path):
     assert rows[3]["prompt"] == "calm piano, 130 BPM"
 
 
+def test_takes_of_one_prompt_differ_and_the_first_is_the_prompt_itself(call, tmp_path):
+    assert call("calm piano", "--out", "one")[0] == call("calm piano", "--out", "three", "--takes", "3")[0] == 0
+    names = [f"calm-piano-{seed}.wav" for seed in range(3)]
+    assert sorted(path.name for path in (tmp_path / "three").glob("*.wav")) == names
+    sounds = [soundfile.read(tmp_path / "three" / name)[0].tobytes() for name in names]
+    assert len(set(sounds)) == 3
+    assert sounds[0] == soundfile.read(tmp_path / "one" / names[0])[0].tobytes()
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
@@ -71,6 +80,8 @@ def test_one_file_by_name_and_edits_of_a_real_song(call, tmp_path):
         (("x", "--format", "raw"), 2, "stdout only"),
         (("x", "--out", "-", "--plot"), 2, "--plot"),
         (("x", "--out", "-", "--loop"), 2, "an edit"),
+        (("x", "--out", "-", "--takes", "2"), 2, "--takes"),
+        (("x", "--out", "a.wav", "--takes", "2"), 2, "needs a folder"),
         (("x\x07",), 2, "control character"),
         (("x", "--seconds", "-3"), 2, "no length"),
     ],

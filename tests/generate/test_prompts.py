@@ -5,7 +5,7 @@ import json
 import pytest
 
 from stages.errors import DataError, UsageError
-from stages.generate.prompts import Defaults, read_prompts, slug, typed_prompt
+from stages.generate.prompts import Defaults, read_prompts, slug, takes, typed_prompt
 
 DEFAULTS = Defaults(seed=7, negative=None, guidance=2.0, seconds=10.24)
 
@@ -86,3 +86,15 @@ def test_unusable_files_are_one_data_error(tmp_path, name, content, said):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=said):
         read_prompts(tmp_path / name, DEFAULTS)
+
+
+def test_takes_have_names_and_seeds_of_their_own(tmp_path):
+    (tmp_path / "p.csv").write_text("id,prompt\na,one\nb,two\n")
+    prompts, _ = read_prompts(tmp_path / "p.csv", DEFAULTS)
+    many = takes(prompts, 3)
+    assert [p.id for p in many] == ["a", "b", "a-take2", "b-take2", "a-take3", "b-take3"]
+    assert [p.seed for p in many] == [7, 8, 9, 10, 11, 12]
+    assert takes(prompts, 1) == prompts
+    (tmp_path / "p.csv").write_text("id,prompt\na,one\nA-take2,two\n")
+    with pytest.raises(DataError, match="a-take2"):
+        takes(read_prompts(tmp_path / "p.csv", DEFAULTS)[0], 2)
