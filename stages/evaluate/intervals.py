@@ -56,11 +56,14 @@ def ratio_figure(
     return figure(above / below, above / below / factor, above / below * factor, n)
 
 
-def share_figure(hits: int, n: int) -> dict[str, Any]:
-    """hits / n with Wilson's score interval, which is honest at 0 and 1 (Wilson 1927)."""
-    p, z2 = hits / n, Z_95**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+def share_figure(hits: int, n: int, trials: int | None = None) -> dict[str, Any]:
+    """hits / n with Wilson's score interval, which is honest at 0 and 1 (Wilson 1927).
+
+    `trials` is how many of the n are independent, where not all are: the tracks they are windows of.
+    """
+    p, m, z2 = hits / n, trials or n, Z_95**2
+    centre = (p + z2 / (2 * m)) / (1 + z2 / m)
+    half = Z_95 * math.sqrt(p * (1 - p) / m + z2 / (4 * m * m)) / (1 + z2 / m)
     return figure(p, max(0.0, centre - half), min(1.0, centre + half), n)
 
 

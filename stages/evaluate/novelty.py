@@ -98,7 +98,8 @@ def novelty(
         "n_generated": len(generated.names),
         "n_training_windows": len(training),
         "n_training_tracks": training.n_tracks,
-        "intervals": f"95%, Wilson for shares; percentiles of {settings.bootstrap} bootstrap draws for means",
+        "intervals": "95%, Wilson for shares, a clip or track one trial; "
+        f"percentiles of {settings.bootstrap} bootstrap draws for means",
         "generated": None,
         "held_out": None,
     }
@@ -150,7 +151,8 @@ def _figures(
     mean = "mean_similarity" if measure == "aa" else "mean_mel_similarity"
     single = values.astype(np.float32)  # so that 0.95 is not missed by what float64 adds
     shares = {
-        f"sim_{measure}@{t:g}": share_figure(int((single >= np.float32(t)).sum()), len(names)) for t in thresholds
+        f"sim_{measure}@{t:g}": share_figure(int((single >= np.float32(t)).sum()), len(names), len(set(names)))
+        for t in thresholds
     }
     return shares | {mean: mean_figure(values, names, settings.bootstrap, settings.seed)}
 

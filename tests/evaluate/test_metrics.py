@@ -79,6 +79,12 @@ def test_wilson_interval_is_scipys():
         expected = scipy.stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
         found = intervals.share_figure(hits, n)
         assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    four_windows_each = intervals.share_figure(12, 80, trials=20)
+    expected = scipy.stats.binomtest(3, 20).proportion_ci(0.95, method="wilson")
+    assert (four_windows_each["value"], four_windows_each["n"]) == (0.15, 80)
+    assert (four_windows_each["low"], four_windows_each["high"]) == pytest.approx(
+        (expected.low, expected.high), abs=1e-6
+    )
 
 
 def test_mean_interval_is_near_the_normal_one_and_wider_by_group():
