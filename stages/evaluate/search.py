@@ -1,18 +1,17 @@
 """Exact nearest neighbours by dot product among any number of stored vectors, in flat memory.
 
-Matrix products in float32 find which groups of rows may hold the nearest: all whose best product is within
+NumPy's matrix products in float32 find which groups of rows may hold the nearest: all whose best product is within
 float32's rounding of the best of all. Only these are computed again, in float64 and row by row, so the result is
 that of a full search in float64, and equal input has an equal similarity bit for bit, whatever is searched
-beside it.
+beside it. NumPy's, for its OpenBLAS knows processors that FAISS's takes for ones of 2008 (benchmarks/novelty.py).
 """
 
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-BLOCK_ROWS = 16_384  # of stored vectors multiplied at once
+BLOCK_ROWS = 4096  # of stored vectors multiplied at once: what they make stays in the cache
 GROUP_ROWS = 64  # computed again together
 QUERY_ROWS = 1024  # searched at once
 ROUNDING = 2.0**-23  # of each of the D terms of a float32 product of unit vectors, with a factor of two to spare
@@ -39,20 +38,20 @@ def nearest(queries: NDArray[Any], vectors: NDArray[Any], own: Rows | None = Non
 
 def _group_maxima(queries: NDArray[Any], vectors: NDArray[Any], own: Rows) -> NDArray[np.float32]:
     """The largest product (ceil(N / GROUP_ROWS), Q) of each query with each group of rows, in float32."""
-    asked = torch.from_numpy(queries.astype(np.float32)).T.contiguous()
-    maxima = torch.empty(-(-len(vectors) // GROUP_ROWS), len(queries))
-    products = torch.empty(BLOCK_ROWS, len(queries))
+    asked = np.ascontiguousarray(queries.T, np.float32)
+    maxima = np.empty((-(-len(vectors) // GROUP_ROWS), len(queries)), np.float32)
+    products = np.empty((BLOCK_ROWS, len(queries)), np.float32)
     for first in range(0, len(vectors), BLOCK_ROWS):
-        block = torch.from_numpy(np.asarray(vectors[first : first + BLOCK_ROWS])).float()
+        block = np.asarray(vectors[first : first + BLOCK_ROWS], np.float32)
         size = -(-len(block) // GROUP_ROWS) * GROUP_ROWS
-        torch.mm(block, asked, out=products[: len(block)])
-        products[len(block) : size] = -torch.inf
+        np.matmul(block, asked, out=products[: len(block)])
+        products[len(block) : size] = -np.inf
         for query in np.flatnonzero((own[:, 0] < first + len(block)) & (own[:, 1] > first)):
             start, stop = own[query] - first
-            products[max(0, start) : stop, query] = -torch.inf
+            products[max(0, start) : stop, query] = -np.inf
         group = first // GROUP_ROWS
-        torch.amax(products[:size].unflatten(0, (-1, GROUP_ROWS)), 1, out=maxima[group : group + size // GROUP_ROWS])
-    return maxima.numpy()
+        products[:size].reshape(-1, GROUP_ROWS, len(queries)).max(1, out=maxima[group : group + size // GROUP_ROWS])
+    return maxima
 
 
 def _exact(query: NDArray[Any], vectors: NDArray[Any], own: Rows, maxima: NDArray[np.float32]) -> tuple[float, int]:

@@ -284,6 +284,9 @@ def test_the_retrieval_baseline_is_measured_like_any_other_and_copies(call, proj
     code, out, _ = call("--json", "eval", "relevance", tmp_path / "retrieved", "--out", tmp_path / "relevance")
     found = json.loads(out)
     assert found["text_audio_similarity"]["value"] == pytest.approx(found["retrieval_max_reference"]["value"], abs=0.02)
+    page = tmp_path / "report.html"  # its clips were sampled by no network
+    code, _, err = call("eval", "report", tmp_path / "retrieved", "--out", page)
+    assert (code, "sampler" in page.read_text(encoding="utf-8")) == (0, False), err
 
 
 def test_clips_of_another_system_bring_their_prompts_in_a_table(call, project, tmp_path):
