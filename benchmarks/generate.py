@@ -1,15 +1,18 @@
 """Making clips, beside diffusers' MusicLDMPipeline in fp32 eager on the same weights.
 
-    python benchmarks/generate.py [--json FILE] [--size paper|small|tiny] [--steps N] [--clips N] [--backend NAME]
-                                  [--trained WORK]
+    python benchmarks/generate.py [--only same-steps|equal-quality|cold] [--json FILE] [--size paper|small|tiny]
+                                  [--steps N] [--clips N] [--backend NAME] [--reuse N] [--trained WORK]
 
-Ours and the peer are two processes of one tree that make clips in turn, never at once; seconds are medians, of a
-clip after a first that warms up. `same_steps`: both DDIM, `--steps` steps, the same first noise and embeddings,
-random weights. `equal_quality`, with `--trained WORK` only: ours with its preset's default sampler and steps
-against the peer's 200, on the trained model of a work folder, with the musicnn kernel distance of both sets to the
-test split. `memory_ratio`: the peers' highest resident memory, loading included. `cold_seconds`: the command
-`musicldm generate` with the preset small's default settings and random weights, start to finished WAV.
-Nothing is extrapolated: a ratio of fewer steps is named so.
+Ours and the peer are two processes of one tree that make clips in turn, never at once; seconds are medians, of clips
+after one of two steps that warms up. `same_steps`: both DDIM, `--steps` steps, the same first noise and embeddings,
+random weights; once with all blocks at every step (`exact`) and once with the inner blocks at every `--reuse`-th,
+by default what `musicldm generate` takes for so many steps. `memory_ratio`: their highest resident memory, loading
+included. `equal_quality`, with `--trained WORK` only: ours with its preset's default sampler and steps against the
+peer's 200, on the trained model of a work folder, with the musicnn kernel distance of both sets to the test split.
+`cold_seconds`: the command `musicldm generate` with the preset small's default settings and random weights, from start
+to finished WAV. Nothing is extrapolated. `others_share` is the part of the processors that other programs had
+meanwhile, at most: where it is not near 0, no time here is to be trusted. With `--only`, what the other parts wrote
+into `--json FILE` is kept.
 """
 
 import argparse
@@ -22,6 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,7 @@ PROMPTS = ("dramatic trailer", "calm piano with strings", "fast electronic dance
 GUIDANCE, PEER_STEPS = 2.0, 200
 MEL_LEVEL = -5.0  # a usual log-mel; the untrained decoder's bias is moved there, so that the vocoder makes sound
 BOOTSTRAP = 1000
+COLD_RUNS = 3
 
 
 def random_pipeline(size: str, folder: Path) -> Path:
@@ -79,13 +85,13 @@ def ours(folder: Path, backend_name: str, cache: Path) -> None:
     backend = choose_backend(backend_name, pipeline, cache)
     use_backend(pipeline, backend, cache, shelve(pipeline, folder, backend.channels_last))
     say(name=backend.name, why=backend.why)
-    for job in jobs():
+
+    def make(job: dict[str, Any]) -> np.ndarray:
         prompt = Prompt("clip", job["prompt"], job["seed"], None, GUIDANCE, pipeline.params.audio.clip_seconds)
-        started = time.perf_counter()
-        waveforms = pipeline.waveforms([prompt], [0], Settings(job["sampler"], job["steps"], 0.0, 1))
-        taken = time.perf_counter() - started
-        np.save(job["out"], waveforms[0].cpu().numpy())
-        say(seconds=taken, peak_bytes=peak_bytes())
+        settings = Settings(job["sampler"], job["steps"], 0.0, 1, reuse=job["reuse"])
+        return pipeline.waveforms([prompt], [0], settings)[0].cpu().numpy()
+
+    work(make)
 
 
 def peer(folder: Path) -> None:
@@ -103,24 +109,29 @@ def peer(folder: Path) -> None:
     pipe.set_progress_bar_config(disable=True)
     null = load_file(folder / "null_condition.safetensors")["null"][None]
     say(name="diffusers", why="MusicLDMPipeline, fp32 eager")
-    for job in jobs():
-        started = time.perf_counter()
-        with torch.no_grad():
-            tokens = pipe.tokenizer(job["prompt"], return_tensors="pt")
-            prompt = pipe.text_encoder.get_text_features(**tokens).pooler_output
-            audio = pipe(
-                prompt_embeds=prompt, negative_prompt_embeds=null, num_inference_steps=job["steps"],
-                latents=normal(params.latent_shape, [torch.Generator().manual_seed(job["seed"])]),
-                guidance_scale=GUIDANCE, audio_length_in_s=params.audio.clip_seconds, output_type="np",
-            ).audios[0]  # fmt: skip
-        taken = time.perf_counter() - started
-        np.save(job["out"], audio)
-        say(seconds=taken, peak_bytes=peak_bytes())
+
+    @torch.no_grad()
+    def make(job: dict[str, Any]) -> np.ndarray:
+        tokens = pipe.tokenizer(job["prompt"], return_tensors="pt")
+        prompt = pipe.text_encoder.get_text_features(**tokens).pooler_output
+        audio = pipe(
+            prompt_embeds=prompt, negative_prompt_embeds=null, num_inference_steps=job["steps"],
+            latents=normal(params.latent_shape, [torch.Generator().manual_seed(job["seed"])]),
+            guidance_scale=GUIDANCE, audio_length_in_s=params.audio.clip_seconds, output_type="np",
+        ).audios[0]  # fmt: skip
+        return np.asarray(audio)
+
+    work(make)
 
 
-def jobs() -> Any:
+def work(make: Callable[[dict[str, Any]], np.ndarray]) -> None:
     for line in sys.stdin:
-        yield json.loads(line)
+        job, before, started = json.loads(line), others_seconds(), time.perf_counter()
+        audio = make(job)
+        taken = time.perf_counter() - started
+        share = max(0.0, others_seconds() - before) / taken / (os.cpu_count() or 1)
+        np.save(job["out"], audio)
+        say(seconds=taken, peak_bytes=peak_bytes(), others_share=share)
 
 
 def say(**figures: Any) -> None:
@@ -131,6 +142,14 @@ def peak_bytes() -> int:
     """The highest resident memory of this process so far (VmHWM), mapped files included."""
     with Path("/proc/self/status").open() as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+
+
+def others_seconds() -> float:
+    """Processor time of everything but this process, ticks of /proc/stat since the start of the machine."""
+    with Path("/proc/stat").open() as file:
+        user, nice, system, _idle, _wait, irq, soft, steal = map(int, file.readline().split()[1:9])
+    own = os.times()
+    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK") - own.user - own.system
 
 
 class Contestant:
@@ -164,28 +183,40 @@ class Contestant:
         self.process.wait()
 
 
+@dataclass
+class Raced:
+    """What one way of making clips took: seconds of each, their sound, and the process's highest memory."""
+
+    seconds: list[float]
+    audio: list[np.ndarray]
+    peak_bytes: int = 0
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
 def race(
-    folder: Path, scratch: Path, backend: str, cache: Path, clips: int, our_way: tuple[str, int], peer_steps: int
-) -> dict[str, Any]:
-    """Clips in turn after one each that warms up; medians, peaks, and where the waveforms are."""
+    folder: Path, scratch: Path, arguments: argparse.Namespace, clips: int, ways: dict[str, dict[str, Any]]
+) -> tuple[dict[str, Raced], dict[str, Any]]:
+    """Each way's clips in turn with the others'; `ways` named "peer" are diffusers'. Also what the race was like."""
     scratch.mkdir()
-    us, them = (Contestant(role, folder, backend, cache) for role in ("ours", "peer"))
-    sampler, steps = our_way
-    found: dict[str, Any] = {"ours": [], "peer": [], "backend": us.about["name"]}
+    us, them = (Contestant(role, folder, arguments.backend, arguments.cache) for role in ("ours", "peer"))
+    found = {name: Raced([], []) for name in ways}
+    about = {"backend": us.about["name"], "others_share": 0.0}
     for number in range(clips + 1):
-        words, seed = PROMPTS[number % len(PROMPTS)], 1000 + number
-        for name, contestant, chosen in (("ours", us, (sampler, steps)), ("peer", them, ("ddim", peer_steps))):
+        for name, way in ways.items():
             out = scratch / f"{name}-{number}.npy"
-            made = contestant.make(prompt=words, seed=seed, sampler=chosen[0], steps=chosen[1], out=str(out))
+            job = way | {"prompt": PROMPTS[number % len(PROMPTS)], "seed": 1000 + number, "out": str(out)}
+            made = (them if name == "peer" else us).make(**job if number else job | {"steps": 2})
+            found[name].peak_bytes = made["peak_bytes"]
             if number:
-                found[name].append(made["seconds"])
-            found[f"{name}_peak_bytes"] = made["peak_bytes"]
+                found[name].seconds.append(made["seconds"])
+                found[name].audio.append(np.load(out))
+                about["others_share"] = max(about["others_share"], round(made["others_share"], 3))
     us.end()
     them.end()
-    for name in ("ours", "peer"):
-        found[f"{name}_seconds"] = statistics.median(found.pop(name))
-        found[f"{name}_audio"] = [np.load(scratch / f"{name}-{n}.npy") for n in range(1, clips + 1)]
-    return found
+    return found, about
 
 
 def same_steps(arguments: argparse.Namespace, models: Path, scratch: Path) -> dict[str, Any]:
@@ -193,42 +224,54 @@ def same_steps(arguments: argparse.Namespace, models: Path, scratch: Path) -> di
 
     from stages import params as parameters
     from stages.audio.mel import clip_mel
+    from stages.generate.manifest import automatic_reuse
 
-    folder = random_pipeline(arguments.size, models / arguments.size)
-    found = race(folder, scratch / "same", arguments.backend, arguments.cache, arguments.clips,
-                 ("ddim", arguments.steps), arguments.steps)  # fmt: skip
+    folder, reuse = random_pipeline(arguments.size, models / arguments.size), arguments.reuse
+    ddim = {"sampler": "ddim", "steps": arguments.steps, "reuse": 1}
+    reuse = automatic_reuse(arguments.steps) if reuse is None else reuse
+    ways = {"ours": ddim | {"reuse": reuse}, "exact": ddim, "peer": ddim}
+    found, about = race(folder, scratch / "same", arguments, arguments.clips, ways)
     mel = clip_mel(parameters.preset(arguments.size))
-    pairs = zip(found["ours_audio"], found["peer_audio"], strict=True)
-    distances = [
-        float((mel(torch.from_numpy(a)[None]) - mel(torch.from_numpy(b)[None])).abs().mean()) for a, b in pairs
-    ]
+    theirs = [mel(torch.from_numpy(clip)[None]) for clip in found["peer"].audio]
+
+    def log_mel_l1(name: str) -> float:
+        ours = (mel(torch.from_numpy(clip)[None]) for clip in found[name].audio)
+        return max(float((a - b).abs().mean()) for a, b in zip(ours, theirs, strict=True))
+
     return {
-        "size": arguments.size, "steps": arguments.steps, "clips": arguments.clips, "backend": found["backend"],
-        "ours_seconds": found["ours_seconds"], "diffusers_seconds": found["peer_seconds"],
-        "same_steps_ratio": found["peer_seconds"] / found["ours_seconds"], "same_steps_log_mel_l1": max(distances),
-        "ours_peak_mb": found["ours_peak_bytes"] / 1e6, "diffusers_peak_mb": found["peer_peak_bytes"] / 1e6,
-        "memory_ratio": found["ours_peak_bytes"] / found["peer_peak_bytes"],
+        "same_steps_ratio": found["peer"].median / found["ours"].median,
+        "memory_ratio": found["ours"].peak_bytes / found["peer"].peak_bytes,
+        "same_steps": {
+            "size": arguments.size, "steps": arguments.steps, "clips": arguments.clips, **about, "reuse": reuse,
+            "seconds": {name: raced.median for name, raced in found.items()},
+            "exact_ratio": found["peer"].median / found["exact"].median,
+            "log_mel_l1": log_mel_l1("ours"), "exact_log_mel_l1": log_mel_l1("exact"),
+            "peak_mb": {name: raced.peak_bytes / 1e6 for name, raced in found.items() if name != "exact"},
+        },
     }  # fmt: skip
 
 
 def equal_quality(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Seconds of our defaults against the peer's 200 steps, and whether our set is further from real clips."""
     from stages import params as parameters
+    from stages.generate.manifest import automatic_reuse
     from stages.layout import Layout
     from stages.store import model_card
 
     layout = Layout(arguments.trained)
     card = model_card(layout.ldm, "ldm")
-    defaults = parameters.preset(card["preset"]).generate
-    found = race(layout.ldm, scratch / "quality", arguments.backend, arguments.cache, arguments.quality_clips,
-                 (defaults.sampler, defaults.steps), PEER_STEPS)  # fmt: skip
-    params = parameters.Params.model_validate(card["params"])
-    distance = worse_by(found["ours_audio"], found["peer_audio"], layout.shards, params.audio)
+    defaults, params = parameters.preset(card["preset"]).generate, parameters.Params.model_validate(card["params"])
+    way = {"sampler": defaults.sampler, "steps": defaults.steps}
+    way["reuse"] = defaults.reuse or automatic_reuse(defaults.steps)
+    ways = {"ours": way, "peer": {"sampler": "ddim", "steps": PEER_STEPS}}
+    found, about = race(layout.ldm, scratch / "quality", arguments, arguments.quality_clips, ways)
     return {
-        "equal_quality_ratio": found["peer_seconds"] / found["ours_seconds"],
-        "equal_quality_ours": f"{defaults.sampler} {defaults.steps}", "equal_quality_clips": arguments.quality_clips,
-        "equal_quality_ours_seconds": found["ours_seconds"], "equal_quality_peer_seconds": found["peer_seconds"],
-        "equal_quality_worse_by": distance,
+        "equal_quality_ratio": found["peer"].median / found["ours"].median,
+        "equal_quality": {
+            **about, "ours": way, "clips": arguments.quality_clips,
+            "seconds": {name: raced.median for name, raced in found.items()},
+            "worse_by": worse_by(found["ours"].audio, found["peer"].audio, layout.shards, params.audio),
+        },
     }  # fmt: skip
 
 
@@ -267,30 +310,31 @@ def worse_by(made: list[Any], theirs: list[Any], shards: Path, audio: Any) -> di
     return {"value": value, "low": value - error, "high": value + error, "real_clips": len(real)}
 
 
-def cold(models: Path, scratch: Path, backend: str) -> dict[str, float]:
-    """The command itself, `small`, default settings: one clip, and what a second adds."""
+def cold(arguments: argparse.Namespace, models: Path, scratch: Path) -> dict[str, Any]:
+    """The command itself, `small`, default settings: one clip, and what each of three further ones adds."""
     folder = random_pipeline("small", models / "small")
     command = [sys.executable, "-m", "musicldm_cli", "--quiet", "generate"]
-    options = ["--model", str(folder), "--backend", backend]
+    options = ["--model", str(folder), "--backend", arguments.backend]
     prompts = scratch / "prompts.txt"
-    prompts.write_text("\n".join(PROMPTS[:2]) + "\n")
-    seconds = {}
-    for name, what in (
-        ("warm-up", [PROMPTS[0], "--steps", "1"]),
-        ("one", [PROMPTS[0]]),
-        ("two", ["--prompts", str(prompts)]),
-    ):
-        started = time.perf_counter()
-        subprocess.run([*command, *what, *options, "--out", str(scratch / name)], check=True, cwd=scratch)
-        seconds[name] = time.perf_counter() - started
-    return {"cold_seconds": seconds["one"], "further_clip_seconds": seconds["two"] - seconds["one"]}
+    prompts.write_text("\n".join(PROMPTS) + "\n")
+    seconds: dict[str, list[float]] = {"one": [], "four": []}
+    for number in range(COLD_RUNS):
+        for name, what in (("one", [PROMPTS[0]]), ("four", ["--prompts", str(prompts)])):
+            started = time.perf_counter()
+            out = str(scratch / f"{name}-{number}")
+            subprocess.run([*command, *what, *options, "--out", out], check=True, cwd=scratch)
+            seconds[name].append(time.perf_counter() - started)
+    one, four = (statistics.median(seconds[name]) for name in ("one", "four"))
+    return {"cold_seconds": one, "cold": {**seconds, "further_clip_seconds": (four - one) / (len(PROMPTS) - 1)}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("same-steps", "equal-quality", "cold"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--size", choices=("paper", "released", "small", "tiny"), default="paper")
     parser.add_argument("--steps", type=int, default=PEER_STEPS)
+    parser.add_argument("--reuse", type=int, help="of the inner blocks; default by the number of steps")
     parser.add_argument("--clips", type=int, default=1, help="timed clips of each after one that warms up")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--trained", type=Path, help="a work folder with a trained model and shards")
@@ -311,21 +355,27 @@ def main() -> None:
     from stages.generate.backends import default_cache
 
     arguments.cache = arguments.cache or default_cache()
+    figures = measured(arguments)
+    print(json.dumps(figures, indent=2))
+    if arguments.json is not None:
+        before = json.loads(arguments.json.read_text()) if arguments.only and arguments.json.exists() else {}
+        arguments.json.write_text(json.dumps(before | figures, indent=2) + "\n")
+
+
+def measured(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The parts that were asked for."""
+    if arguments.trained is None and arguments.only != "equal-quality":
+        print("equal_quality is not measured: give a trained model with --trained work", file=sys.stderr)
+    figures: dict[str, Any] = {"cpu": cpu_name(), "cpus": os.cpu_count()}
     with tempfile.TemporaryDirectory() as folder:
         scratch, models = Path(folder), arguments.models or Path(folder)
-        figures: dict[str, Any] = {
-            "cpu": cpu_name(), "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
-            **same_steps(arguments, models, scratch), **cold(models, scratch, arguments.backend),
-            "equal_quality_ratio": None,
-        }  # fmt: skip
-        if arguments.trained is not None:
+        if arguments.only in (None, "same-steps"):
+            figures |= same_steps(arguments, models, scratch)
+        if arguments.only == "equal-quality" or (arguments.only is None and arguments.trained is not None):
             figures |= equal_quality(arguments, scratch)
-    for name, value in figures.items():
-        print(f"{name:28} {value}")
-    if arguments.trained is None:
-        print("equal_quality was not measured: give a trained model with --trained work")
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+        if arguments.only in (None, "cold"):
+            figures |= cold(arguments, models, scratch)
+    return figures
 
 
 def cpu_name() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
@@ -180,7 +181,7 @@ def target(out: Path | None, suffix: str | None, typed: bool, usual: Path) -> Ta
         return Target(Path(), suffix or "wav", stdout=True)
     if suffix == "raw":
         raise UsageError("--format raw goes to stdout only.", "Add: --out -")
-    if out is None or out.is_dir() or out.suffix.lower() not in AUDIO_SUFFIXES:
+    if out is None or os.path.isdir(out) or out.suffix.lower() not in AUDIO_SUFFIXES:  # noqa: PTH112
         return Target(out or usual, suffix or "wav")
     kind = out.suffix.lower().removeprefix(".")
     if not typed:

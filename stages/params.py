@@ -280,6 +280,7 @@ class Generate(Section):
     steps: Positive = 200
     guidance: NonNegative = 2.0
     eta: Share = 0.0
+    reuse: Positive | None = None  # the UNet's inner blocks at every n-th step; null: by the number of steps
     candidates: Positive = 1
     batch_size: Positive = 4
     max_prompts: Positive | None = None  # of the test split, for `dvc repro`

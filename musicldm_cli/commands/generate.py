@@ -53,6 +53,10 @@ def generate(
     ] = (0.0, 1.0),
     negative: Annotated[str | None, typer.Option(help="What it should not sound like.")] = None,
     eta: Annotated[float | None, typer.Option(help="Fresh noise at every step, 0 to 1 (ddim only).")] = None,
+    reuse: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Compute the UNet's inner blocks at every N-th step only; 1 is exact."),
+    ] = None,
     candidates: Annotated[int | None, typer.Option(help="Make so many, keep the one CLAP likes best.")] = None,
     seed: Annotated[int | None, typer.Option(help="Row n of a file takes seed + n.")] = None,
     takes: Annotated[int, typer.Option(min=1, help="Clips of each prompt, each with a seed of its own.")] = 1,
@@ -101,6 +105,8 @@ def generate(
     Defaults come from the section `generate` of params.yaml. The same seed makes the same sound. What is
     there already, with the same settings, is not made again.
     """
+    from stages.generate.manifest import automatic_reuse
+
     found = session(context)
     edits = EditOptions(init_audio, strength, continued, inpaint, loop, bars, bpm, metre)
     gates = GateOptions(max_similarity, index, tries, avoid_copies)
@@ -108,8 +114,10 @@ def generate(
     gates.check()
     goal = target(out, suffix, text is not None, Path("generated") if text is not None else found.layout.generated)
     params, folder = found.params(override), _model_folder(found, model)
-    given = {"sampler": sampler, "steps": steps, "eta": eta, "candidates": candidates}
+    given = {"sampler": sampler, "steps": steps, "eta": eta, "reuse": reuse, "candidates": candidates}
     chosen = {key: getattr(params.generate, key) if value is None else value for key, value in given.items()}
+    if chosen["reuse"] is None:
+        chosen["reuse"] = automatic_reuse(chosen["steps"])
     if goal.stdout:
         chosen["candidates"] = 1
         _check_stream({

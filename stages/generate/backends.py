@@ -1,12 +1,13 @@
 """How the UNet, the VAE's decoder and the vocoder are run: by PyTorch as they are, or compiled once and kept on disk.
 
     eager      float32, the reference
-    bf16       PyTorch's autocast to bfloat16, where the processor has matrix units for it (AMX, CUDA)
+    bf16       weights and activations in bfloat16, where the processor multiplies it faster (AMX, AVX-512, CUDA)
     compile    AOTInductor: C++ generated, compiled and kept; needs a C++ compiler
     openvino   OpenVINO's CPU kernels (extra `openvino`)
 
-A backend stands in the networks' places inside the pipeline; who calls them sees no difference. Networks are
-compiled for one shape; all latents are made in windows of one shape (stages.generate.windows).
+The compiled ones compute in bfloat16, too, where it is faster. A backend stands in the networks' places inside the
+pipeline; who calls them sees no difference. Networks are compiled for one shape; all latents are made in windows of
+one shape (stages.generate.windows).
 """
 
 import os
@@ -24,18 +25,21 @@ from torch import Tensor, nn
 from stages.errors import MissingDependencyError, ModelError, UsageError
 from stages.generate.memory import Holder, Shelf
 from stages.generate.pipeline import Pipeline
+from stages.generate.reuse import SplitUnet
 from stages.store import atomic_folder
 
 BACKENDS = ("auto", "eager", "bf16", "compile", "openvino")
 PACKAGE, GRAPH = "model.pt2", "model.xml"
-Compiled = Callable[..., Tensor]
+Compiled = Callable[..., Any]
+Maker = Callable[[tuple[Tensor, ...]], Compiled]
 
 
 @dataclass(frozen=True)
 class Backend:
-    """How to run, and why so, in a line for people."""
+    """How to run, whether in bfloat16, and why so, in a line for people."""
 
     name: str
+    half: bool
     why: str
 
     @property
@@ -59,18 +63,18 @@ def choose_backend(wanted: str, pipeline: Pipeline, cache: Path) -> Backend:
         raise UsageError(f"--backend {wanted} is none of {', '.join(BACKENDS)}.")
     if not _is_installed(wanted):
         raise MissingDependencyError("OpenVINO is not installed.", "pip install 'musicldm[openvino]'")
-    if wanted == "openvino" and pipeline.device.type != "cpu":
-        raise UsageError(
-            f"OpenVINO runs on the CPU here, the model is on {pipeline.device}.", "Take --backend compile."
-        )
+    device = pipeline.device
+    if wanted == "openvino" and device.type != "cpu":
+        raise UsageError(f"OpenVINO runs on the CPU here, the model is on {device}.", "Take --backend compile.")
+    half = has_fast_bfloat16(device)
     if wanted != "auto":
-        return Backend(wanted, "as asked for")
-    if has_fast_bfloat16(pipeline.device):
-        return Backend("bf16", f"{pipeline.device.type} has matrix units for bfloat16")
-    for name in ("openvino", "compile"):
-        if _is_installed(name) and (cache / _key(name, pipeline)).is_dir():
-            return Backend(name, "this model was compiled before")
-    return Backend("eager", "no matrix units, and --backend openvino or compile was never run on this model")
+        return Backend(wanted, wanted == "bf16" or (half and wanted != "eager"), "as asked for")
+    compiled = [name for name in ("openvino", "compile") if _is_compiled(name, half, pipeline, cache)]
+    if compiled and not (half and compiled[0] == "compile"):  # bf16 is as fast as what PyTorch compiles from it
+        return Backend(compiled[0], half, "this model was compiled before")
+    if half:
+        return Backend("bf16", half, f"this {device.type} is fast in it")
+    return Backend("eager", half, "no fast bfloat16, and --backend openvino or compile was never run on this model")
 
 
 def _is_installed(backend: str) -> bool:
@@ -78,11 +82,15 @@ def _is_installed(backend: str) -> bool:
     return backend != "openvino" or find_spec("openvino") is not None
 
 
+def _is_compiled(name: str, half: bool, pipeline: Pipeline, cache: Path) -> bool:
+    return _is_installed(name) and (cache / _key(Backend(name, half, ""), pipeline)).is_dir()
+
+
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
+    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 def use_backend(pipeline: Pipeline, backend: Backend, cache: Path, shelf: Shelf | None = None) -> None:
@@ -90,56 +98,82 @@ def use_backend(pipeline: Pipeline, backend: Backend, cache: Path, shelf: Shelf 
 
     On a `shelf` the compiled forms are let go like weights, and opened again when they are wanted.
     """
-    unet = _UnetCore(pipeline.ldm.unet, backend.channels_last)
-    cores = (unet, _DecoderCore(pipeline.vae.network.decoder), pipeline.vocoder.network)
-    networks = (pipeline.ldm.unet, pipeline.vae.network.decoder, pipeline.vocoder.network)
-    half = backend.name == "bf16" or has_fast_bfloat16(pipeline.device)
-    engines = []
-    for core, network, name in zip(cores, networks, ("unet", "vae", "vocoder"), strict=True):
+    decoder, vocoder = pipeline.vae.network.decoder, pipeline.vocoder.network
+    split = SplitUnet(pipeline.ldm.unet.to(memory_format=_order(backend)))
+    cores: dict[str, tuple[nn.Module, dict[str, nn.Module]]] = {
+        "unet": (pipeline.ldm.unet, {"whole": _Whole(split, _order(backend)), "outer": _Outer(split, _order(backend))}),
+        "vae": (decoder, {"decode": _Decoder(decoder)}),
+        "vocoder": (vocoder, {"vocode": vocoder}),
+    }
+    engines = {}
+    for name, (network, entries) in cores.items():
         ready = _nothing if shelf is None else partial(shelf.open, network)
-        folder = cache / _key(backend.name, pipeline) / name
-        make: Callable[[tuple[Tensor, ...]], Compiled]
-        if backend.name == "openvino":
-            make = _OpenVino(core, folder, ready, half)
-        elif backend.name == "compile":
-            make = _Inductor(_Autocast(core) if half else core, folder, ready)
-        else:
-            make = _Eager(_Autocast(core) if backend.name == "bf16" else core)
-        engines.append(Engine(core, make))
+        if backend.half and backend.name != "openvino":
+            _halve(network)
+            entries = {entry: _Half(core) for entry, core in entries.items()}
+        folder = cache / _key(backend, pipeline) / name
+        makers = {entry: _maker(backend, core, folder / entry, ready) for entry, core in entries.items()}
+        engines[name] = Engine(network, makers)
         if shelf is not None and backend.name in ("compile", "openvino"):
-            shelf.add(engines[-1], Holder(lambda: None, engines[-1].made.clear))
-    pipeline.ldm.unet = _UnetEngine(engines[0])
-    pipeline.vae.network.decoder = _DecoderEngine(engines[1])
-    pipeline.vocoder.network = engines[2]
+            shelf.add(engines[name], Holder(lambda: None, engines[name].made.clear))
+    pipeline.ldm.unet = _UnetEngine(engines["unet"])
+    pipeline.vae.network.decoder = _DecoderEngine(engines["vae"])
+    pipeline.vocoder.network = _VocoderEngine(engines["vocoder"])
+
+
+def _order(backend: Backend) -> torch.memory_format:
+    return torch.channels_last if backend.channels_last else torch.contiguous_format
+
+
+def _maker(backend: Backend, core: nn.Module, folder: Path, ready: Callable[[], None]) -> Maker:
+    if backend.name == "openvino":
+        return _OpenVino(core, folder, ready, backend.half)
+    if backend.name == "compile":
+        return _Inductor(core, folder, ready)
+    return _Eager(core, ready)
+
+
+def _halve(network: Any) -> None:
+    """Weights in bfloat16, but a vocoder's last layer in float32: 8 bits of a sample would be heard as noise."""
+    nn.Module.to(network, torch.bfloat16)  # not diffusers' own, which warns of what these networks do not have
+    if hasattr(network, "conv_post"):
+        network.conv_post.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
 def _nothing() -> None:
     """Weights that are always there need no making ready."""
 
 
-def _key(backend: str, pipeline: Pipeline) -> Path:
-    """What a compiled network belongs to: weights, program, version of the compiler."""
+def _key(backend: Backend, pipeline: Pipeline) -> Path:
+    """What a compiled network belongs to: weights, program, version of the compiler, precision."""
     from importlib.metadata import version
 
-    maker = "openvino" if backend == "openvino" else "torch"
-    return Path(pipeline.digest) / f"{backend}-{version(maker)}"
+    maker = "openvino" if backend.name == "openvino" else "torch"
+    return Path(pipeline.digest) / f"{backend.name}-{version(maker)}-{'bf16' if backend.half else 'fp32'}"
 
 
 # What is compiled: the networks with tensors only going in and coming out
 
 
-class _UnetCore(nn.Module):
-    def __init__(self, unet: Any, channels_last: bool) -> None:
+class _Whole(nn.Module):
+    def __init__(self, split: SplitUnet, order: torch.memory_format) -> None:
         super().__init__()
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
-        self.unet = unet.to(memory_format=self.format)
+        self.split, self.order = split, order
 
-    def forward(self, z: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        z = z.contiguous(memory_format=self.format)
-        return self.unet(z, t, encoder_hidden_states=None, class_labels=condition, return_dict=False)[0]
+    def forward(self, z: Tensor, t: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        return self.split.whole(z.contiguous(memory_format=self.order), t, condition)
 
 
-class _DecoderCore(nn.Module):
+class _Outer(nn.Module):
+    def __init__(self, split: SplitUnet, order: torch.memory_format) -> None:
+        super().__init__()
+        self.split, self.order = split, order
+
+    def forward(self, z: Tensor, t: Tensor, condition: Tensor, inner: Tensor) -> Tensor:
+        return self.split.outer(z.contiguous(memory_format=self.order), t, condition, inner)
+
+
+class _Decoder(nn.Module):
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
         self.decoder = decoder
@@ -148,41 +182,58 @@ class _DecoderCore(nn.Module):
         return self.decoder(z)
 
 
-class _Autocast(nn.Module):
+class _Half(nn.Module):
+    """A network in bfloat16 with float32 on both sides; times, which need more digits, go in as they are."""
+
     def __init__(self, core: nn.Module) -> None:
         super().__init__()
         self.core = core
 
-    def forward(self, *tensors: Tensor) -> Tensor:
-        with torch.autocast(tensors[0].device.type, torch.bfloat16):
-            return self.core(*tensors).float()
+    def forward(self, *tensors: Tensor) -> Any:
+        found = self.core(*(tensor if tensor.ndim < 2 else tensor.to(torch.bfloat16) for tensor in tensors))
+        return found.float() if isinstance(found, Tensor) else tuple(each.float() for each in found)
 
 
 # What calls them as their networks were called
 
 
 class Engine(nn.Module):
-    """One network; each shape that comes has a compiled form of its own, which is opened when it is first wanted."""
+    """One network with its entries; each shape that comes has a compiled form of its own, opened when it is first
+    wanted."""
 
-    def __init__(self, core: nn.Module, make: Callable[[tuple[Tensor, ...]], Compiled]) -> None:
+    def __init__(self, network: nn.Module, makers: dict[str, Maker]) -> None:
         super().__init__()
-        self.core, self.make = core, make
-        self.made: dict[tuple[torch.Size, ...], Compiled] = {}
+        self.network, self.makers = network, makers
+        self.made: dict[tuple[Any, ...], Compiled] = {}
 
-    def forward(self, *tensors: Tensor) -> Tensor:
-        shapes = tuple(tensor.shape for tensor in tensors)
-        if shapes not in self.made:
-            self.made[shapes] = self.make(tensors)
-        return self.made[shapes](*tensors)
+    def forward(self, entry: str, *tensors: Tensor) -> Any:
+        key = (entry, *(tensor.shape for tensor in tensors))
+        if key not in self.made:
+            self.made[key] = self.makers[entry](tensors)
+        return self.made[key](*tensors)
 
 
 class _UnetEngine(nn.Module):
+    """In the place of diffusers' UNet, and a Split."""
+
     def __init__(self, engine: Engine) -> None:
         super().__init__()
         self.engine = engine
 
+    def whole(self, z: Tensor, t: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        result, inner = self.engine("whole", z, _time(t, z), condition)
+        return result, inner
+
+    def outer(self, z: Tensor, t: Tensor, condition: Tensor, inner: Tensor) -> Tensor:
+        result: Tensor = self.engine("outer", z, _time(t, z), condition, inner)
+        return result
+
     def forward(self, z: Tensor, t: Tensor, class_labels: Tensor, **_: Any) -> tuple[Tensor]:
-        return (self.engine(z, t.reshape(-1)[:1].float().to(z.device), class_labels),)
+        return (self.whole(z, t, class_labels)[0],)
+
+
+def _time(t: Tensor, like: Tensor) -> Tensor:
+    return t.reshape(-1)[:1].float().to(like.device)
 
 
 class _DecoderEngine(nn.Module):
@@ -190,19 +241,32 @@ class _DecoderEngine(nn.Module):
         super().__init__()
         self.engine = engine
 
-    def forward(self, z: Tensor, *_: Any) -> Tensor:
-        return self.engine(z)
+    def forward(self, z: Tensor, *_: Any) -> Any:
+        return self.engine("decode", z)
+
+
+class _VocoderEngine(nn.Module):
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self.engine = engine
+
+    def forward(self, mel: Tensor) -> Any:
+        return self.engine("vocode", mel)
 
 
 # The ways to compile: inputs of one shape -> a function for that shape
 
 
 class _Eager:
-    def __init__(self, core: nn.Module) -> None:
-        self.core = core
+    def __init__(self, core: nn.Module, ready: Callable[[], None]) -> None:
+        self.core, self.ready = core, ready
 
     def __call__(self, _inputs: tuple[Tensor, ...]) -> Compiled:
-        return self.core
+        return self._run
+
+    def _run(self, *tensors: Tensor) -> Any:
+        self.ready()
+        return self.core(*tensors)
 
 
 class _Inductor:
@@ -231,7 +295,7 @@ class _InferenceOnly:
     def __init__(self, compiled: Compiled) -> None:
         self.compiled = compiled
 
-    def __call__(self, *tensors: Tensor) -> Tensor:
+    def __call__(self, *tensors: Tensor) -> Any:
         with torch.no_grad():
             return self.compiled(*(tensor.detach() for tensor in tensors))
 
@@ -258,7 +322,13 @@ class _OpenVino:
             "INFERENCE_PRECISION_HINT": "bf16" if self.half else "f32",
         }
         compiled = openvino.Core().compile_model(folder / GRAPH, "CPU", settings)
-        return lambda *tensors: torch.from_numpy(compiled([tensor.numpy() for tensor in tensors])[0].copy())
+
+        def run(*tensors: Tensor) -> Any:
+            found = compiled([tensor.numpy() for tensor in tensors])
+            copies = tuple(torch.from_numpy(found[output].copy()) for output in compiled.outputs)
+            return copies if len(copies) > 1 else copies[0]
+
+        return run
 
 
 def _openvino() -> Any:

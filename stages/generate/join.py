@@ -2,8 +2,6 @@
 
 import numpy as np
 import torch
-from scipy.linalg import solve_toeplitz
-from scipy.signal import lfilter, lfiltic
 from torch import Tensor
 
 PREDICTED_FROM = 2048  # samples of the end that a continuation's first moments are predicted from
@@ -27,6 +25,9 @@ def bridge(old: Tensor, new: Tensor, fade: int) -> Tensor:
 
 def predicted(samples: Tensor, count: int) -> Tensor:
     """The next `count` samples (count,) by linear prediction from the last ones (autocorrelation method)."""
+    from scipy.linalg import solve_toeplitz  # half a second that only a continuation has to pay
+    from scipy.signal import lfilter, lfiltic
+
     past = samples[-PREDICTED_FROM:].double().cpu().numpy()
     order = min(ORDER, len(past) - 1)
     if order < 1 or not past.any():

@@ -3,18 +3,21 @@
 Knows no network, so that a run whose clips are all there ends before one is loaded.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.errors import UsageError
+from stages.errors import DataError, UsageError
 from stages.generate.prompts import Prompt
 from stages.store import disk_errors, read_jsonl
 
 MANIFEST = "manifest.jsonl"
 FORMATS = ("wav", "flac", "ogg")
 WHOLE = (0.0, 1.0)
+MOST_REUSE = 4  # steps that one computation of the UNet's inner blocks serves, unless more are asked for
+WHOLE_STEPS = 50  # that are left at least: where steps are few, neighbours differ too much
 OUTCOME = frozenset({"clap_score", "candidate", "gain", "seconds_taken", "nearest", "nearest_start_seconds",
                      "similarity", "too_close"})  # fmt: skip
 
@@ -24,7 +27,8 @@ class Settings:
     """What all clips of one run share.
 
     `eta` is DDIM's share of fresh noise; `candidates` clips compete by CLAP; guidance acts where t / T lies in
-    `interval`; `avoid` is the weight that steers away from the nearest training clip.
+    `interval`; `avoid` is the weight that steers away from the nearest training clip; every `reuse`-th step computes
+    the UNet's inner blocks.
     """
 
     sampler: str
@@ -33,6 +37,7 @@ class Settings:
     candidates: int
     interval: tuple[float, float] = WHOLE
     avoid: float = 0.0
+    reuse: int = 1
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,21 @@ def plan_clips(
         raise UsageError(f"--candidates {settings.candidates} is less than 1.")
     if settings.avoid < 0:
         raise UsageError(f"--avoid-copies {settings.avoid:g} is negative.")
+    if settings.reuse < 1:
+        raise UsageError(f"--reuse {settings.reuse} is less than 1.")
     low, high = settings.interval
     if not 0 <= low < high <= 1:
         raise UsageError(f"--guidance-interval {low:g} {high:g} is not two shares between 0 and 1, the lower first.")
-    rows = {row["id"]: row for row in read_manifest(out)} if (out / MANIFEST).exists() else {}
+    there = os.path.exists(out / MANIFEST)  # noqa: PTH110  (Path's raises for a name too long)
+    rows = {row["id"]: row for row in read_manifest(out)} if there else {}
     wanted = {prompt.id: _identity(prompt, settings, suffix, model_digest) | also for prompt in prompts}
     todo = [prompt for prompt in prompts if not _done(rows.get(prompt.id), wanted[prompt.id], out, plot)]
     return Plan(rows, wanted, todo)
+
+
+def automatic_reuse(steps: int) -> int:
+    """Every which step computes the inner blocks when nobody says: from 1, every one, to MOST_REUSE."""
+    return max(1, min(MOST_REUSE, steps // WHOLE_STEPS))
 
 
 def check_gate(most: float | None, tries: int) -> None:
@@ -84,8 +97,11 @@ def gate_identity(digest: str, most: float | None, tries: int) -> dict[str, Any]
 
 def make_folder(out: Path) -> None:
     """Raises DataError when it cannot be."""
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    try:
+        with disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a name too long, a folder where none can be
+        raise DataError(f"{out} cannot be written: {error.strerror}.", "Choose a folder you may write to.") from error
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
@@ -104,6 +120,8 @@ def _identity(prompt: Prompt, settings: Settings, suffix: str, model_digest: str
         row["guidance_interval"] = list(settings.interval)
     if settings.avoid:
         row["avoid_copies"] = settings.avoid
+    if settings.reuse != 1:
+        row["reuse"] = settings.reuse
     return row
 
 

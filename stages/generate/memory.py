@@ -78,6 +78,7 @@ def shelve(pipeline: Pipeline, folder: Path, channels_last: bool = True) -> Shel
         (clap.text_model, towers, "text_model.", plain),
         (clap.audio_model, towers, "audio_model.", plain),
         (pipeline.ldm.unet, folder / UNET / UNET_WEIGHTS, "", last if channels_last else plain),
+        (pipeline.vae.network.encoder, folder / VAE / VAE_WEIGHTS, "encoder.", last),
         (pipeline.vae.network.decoder, folder / VAE / VAE_WEIGHTS, "decoder.", last),
         (pipeline.vocoder.network, folder / VOCODER / VOCODER_WEIGHTS, "", plain),
     ):
@@ -100,7 +101,8 @@ def _mapped(module: nn.Module, file: Path, prefix: str, order: torch.memory_form
         for name, parameter in parameters.items():
             with safe_open(file, "pt") as stored:  # anew for each, so that what was copied is not mapped as well
                 tensor = stored.get_tensor(prefix + name)
-            parameter.data = tensor.to(memory_format=order) if tensor.ndim == 4 else tensor
+            kept = order if tensor.ndim == 4 else torch.preserve_format
+            parameter.data = tensor.to(parameter.dtype, memory_format=kept)
             del tensor
 
     def forget() -> None:

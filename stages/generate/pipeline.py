@@ -20,6 +20,7 @@ from stages.generate.edit import Canvas, Edit
 from stages.generate.gate import Nearest, Neighbour, steered
 from stages.generate.manifest import Settings
 from stages.generate.prompts import SEED_LIMIT, Prompt
+from stages.generate.reuse import Reuse, Split, SplitUnet
 from stages.generate.samplers import (
     Away,
     Denoiser,
@@ -172,7 +173,11 @@ class Pipeline(nn.Module):
         condition = self.embed([p.prompt for p in prompts])
         weight = torch.tensor([p.guidance for p in prompts], device=self.device)
         total = int(self.scheduler["num_train_timesteps"])
-        return guided(self.ldm, condition, self._null(prompts), weight, settings.interval, total, away)
+        denoise: Callable[[Tensor, Tensor, Tensor], Tensor] = self.ldm
+        if settings.reuse > 1:
+            unet = self.ldm.unet
+            denoise = Reuse(unet if isinstance(unet, Split) else SplitUnet(unet), settings.reuse)
+        return guided(denoise, condition, self._null(prompts), weight, settings.interval, total, away)
 
     def _plain(self, seconds: float) -> Canvas:
         return Canvas(self.positions(seconds), lambda latents: self.decode(latents)[:, : self.samples(seconds)])

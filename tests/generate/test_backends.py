@@ -1,6 +1,7 @@
 """Every backend makes the sound that float32 eager makes, within a bound that is measured on the log-mel."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from stages.generate.prompts import Prompt
 QUICK = Settings("ddim", 4, 0.0, 1)
 # Mean |difference| of natural-log mels. Measured: 1.3e-6 with channels last, 1.7e-6 with OpenVINO, 0.016 in bfloat16;
 # two prompts of the toy, whose random vocoder hardly heeds its mel, differ by 0.010.
-BOUNDS = {"eager": 2e-5, "compile": 2e-5, "openvino": 2e-5, "bf16": 0.05}
+BOUNDS = {False: 2e-5, True: 0.05}
 
 
 def prompt(text="dramatic trailer"):
@@ -35,19 +36,22 @@ def log_mel_l1(mel, first, second):
     return float((mel(first) - mel(second)).abs().mean())
 
 
-COMPILE = pytest.param("compile", marks=pytest.mark.slow)  # a minute or more of C++
+SLOW = [pytest.param("compile", half, marks=pytest.mark.slow) for half in (False, True)]  # a minute of C++ each
 
 
-@pytest.mark.parametrize("name", ["eager", "bf16", COMPILE, "openvino"])
-def test_sound_is_the_references(name, toy_models, reference, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "half"), [("eager", False), ("bf16", True), ("openvino", False), ("openvino", True), *SLOW]
+)
+def test_sound_is_the_references(name, half, toy_models, reference, tmp_path, monkeypatch):
     if name == "openvino":
         pytest.importorskip("openvino")
+    monkeypatch.setattr(backends, "has_fast_bfloat16", lambda device: half)
     expected, other, mel = reference
     pipeline = Pipeline.load(toy_models / "ldm", "cpu")
-    use_backend(pipeline, Backend(name, ""), tmp_path)
+    use_backend(pipeline, Backend(name, half, ""), tmp_path)
     found = pipeline.waveforms([prompt()], [0], QUICK)
-    assert log_mel_l1(mel, found, expected) < BOUNDS[name]
-    assert log_mel_l1(mel, other, expected) > 100 * BOUNDS["eager"]
+    assert log_mel_l1(mel, found, expected) < BOUNDS[half]
+    assert log_mel_l1(mel, other, expected) > 100 * BOUNDS[False]
     assert torch.equal(found, pipeline.waveforms([prompt()], [0], QUICK))  # the same seed, the same sound
     kept = sorted(path.name for path in tmp_path.rglob("*") if path.suffix in (".pt2", ".xml"))
     assert len(kept) == (3 if name in ("compile", "openvino") else 0)
@@ -57,19 +61,34 @@ def test_sound_is_the_references(name, toy_models, reference, tmp_path, monkeypa
         monkeypatch.setattr(torch.export, "export", None)
         if name == "openvino":
             monkeypatch.setattr(backends._openvino(), "convert_model", None)
-        again = Pipeline.load(toy_models / "ldm", "cpu")
-        assert choose_backend("auto", again, tmp_path).name == name
-        use_backend(again, choose_backend("auto", again, tmp_path), tmp_path)
+        again, chosen = Pipeline.load(toy_models / "ldm", "cpu"), Backend(name, half, "")
+        if not (name == "compile" and half):
+            assert choose_backend("auto", again, tmp_path) == replace(chosen, why="this model was compiled before")
+        use_backend(again, chosen, tmp_path)
         assert torch.equal(found, again.waveforms([prompt()], [0], QUICK))
+
+
+@pytest.mark.parametrize("name", ["eager", "bf16", "openvino"])
+def test_backends_reuse_inner_blocks_alike(name, toy_models, tmp_path):
+    """What a plain pipeline makes with inner blocks at every second step, each backend makes as well."""
+    if name == "openvino":
+        pytest.importorskip("openvino")
+    settings, half = Settings("ddim", 4, 0.0, 1, reuse=2), name == "bf16"
+    pipeline = Pipeline.load(toy_models / "ldm", "cpu")
+    mel = clip_mel(pipeline.params)
+    expected = pipeline.waveforms([prompt()], [0], settings)
+    use_backend(pipeline, Backend(name, half, ""), tmp_path)
+    assert log_mel_l1(mel, pipeline.waveforms([prompt()], [0], settings), expected) < BOUNDS[half]
 
 
 def test_the_choice(toy_models, tmp_path, monkeypatch):
     pipeline = Pipeline.load(toy_models / "ldm", "cpu")
-    monkeypatch.setattr(backends, "has_fast_bfloat16", lambda device: False)
-    assert choose_backend("auto", pipeline, tmp_path).name == "eager"
-    monkeypatch.setattr(backends, "has_fast_bfloat16", lambda device: True)
-    assert choose_backend("auto", pipeline, tmp_path).name == "bf16"
-    assert choose_backend("eager", pipeline, tmp_path).name == "eager"
+    for half, expected in ((False, "eager"), (True, "bf16")):
+        monkeypatch.setattr(backends, "has_fast_bfloat16", lambda device, half=half: half)
+        chosen = choose_backend("auto", pipeline, tmp_path)
+        assert (chosen.name, chosen.half) == (expected, half)
+    assert choose_backend("eager", pipeline, tmp_path) == Backend("eager", False, "as asked for")
+    assert choose_backend("compile", pipeline, tmp_path).half
     monkeypatch.setattr(backends, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match="OpenVINO is not installed"):
         choose_backend("openvino", pipeline, tmp_path)

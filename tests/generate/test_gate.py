@@ -10,9 +10,12 @@ from stages.generate.gate import Gate, Neighbour, steered
 from stages.generate.manifest import read_manifest
 from stages.generate.pipeline import Pipeline, Settings
 from stages.generate.prompts import Prompt
-from stages.generate.samplers import Away, Diffusion, guided
+from stages.generate.samplers import Away, Diffusion, diffusion, guided, make_scheduler, sample
+from stages.ldm.folder import scheduler as saved_scheduler
+from stages.params import Ldm
 
 QUICK = Settings("ddim", 3, 0.0, 1)
+CONFIG = dict(saved_scheduler(Ldm()).config)
 PROMPT = Prompt("a", "calm piano", 1, None, 2.0, 1.28)
 
 
@@ -99,6 +102,46 @@ def test_neighbours_are_looked_for_at_three_steps_in_what_the_latents_will_be():
     assert away.condition is not None
     wanted = [1 / process.alpha_bar[t].sqrt() for t in (700, 400, 200)]
     assert [float(clean) for clean in seen] == pytest.approx([float(value) for value in wanted])
+
+
+def test_a_network_that_knows_clips_by_heart_is_led_away_from_them():
+    """Its data are eight clips that it knows exactly, each under its own condition, and music at large, a wide
+    Gaussian: then the best prediction is known in closed form. Asked for what is near to a clip's condition it gives
+    the clip; steered away it gives less of it, the more so the higher the weight."""
+    generator = torch.Generator().manual_seed(0)
+    scheduler = make_scheduler("ddim", CONFIG, 50, 0.0)
+    process = diffusion(scheduler)
+    clips = torch.randn(8, 4, 8, 4, generator=generator)
+    conditions = F.normalize(torch.randn(8, 16, generator=generator), dim=1)
+    narrow, wide, known = 0.1, 1.0, 0.5  # spreads of a clip and of all music; share of what is known by heart
+
+    def denoise(x, t, condition):
+        a = process.alpha_bar[int(t)]
+        centres = torch.cat([clips, torch.zeros(1, 4, 8, 4)])
+        spreads = torch.tensor([narrow] * 8 + [wide])
+        variance = a * spreads.square() + 1 - a
+        asked = (10 * condition @ conditions.T).softmax(1) * known
+        prior = torch.cat([asked, torch.full((len(x), 1), 1 - known)], 1)
+        away_from = (x[:, None] - a.sqrt() * centres).flatten(2)
+        density = prior.log() - away_from.square().sum(2) / (2 * variance) - 128 / 2 * variance.log()
+        best = away_from / variance.view(-1, 1)  # minus the score of each part
+        return (1 - a).sqrt() * (density.softmax(1)[..., None] * best).sum(1).view_as(x)
+
+    def nearest(latents):
+        return F.cosine_similarity(latents[:, None].flatten(2), clips.flatten(1)[None], dim=2).max(1)
+
+    asked = F.normalize(conditions + 0.1 * torch.randn(8, 16, generator=generator), dim=1)
+    null = torch.zeros(8, 16)
+    noise = torch.randn(8, 4, 8, 4, generator=generator)
+    near = []
+    for weight in (0.0, 1.0, 2.0):
+        away = Away(weight)
+        predict = guided(denoise, asked, null, torch.full((8,), 2.0), away=away)
+        predict = steered(predict, away, lambda z: conditions[nearest(z).indices], process, scheduler.timesteps)
+        made = sample(predict, noise, scheduler, [])
+        near.append(nearest(made).values.mean().item())
+    assert near[0] > 0.9
+    assert near[2] < near[1] < near[0] - 0.1
 
 
 def test_avoiding_changes_the_sound_where_the_network_hears_its_condition(pipeline):

@@ -19,7 +19,8 @@ def held(pipeline):
     clap = pipeline.clap.model
     networks = {
         "text": clap.text_model, "audio": clap.audio_model, "unet": pipeline.ldm.unet,
-        "decoder": pipeline.vae.network.decoder, "vocoder": pipeline.vocoder.network,
+        "encoder": pipeline.vae.network.encoder, "decoder": pipeline.vae.network.decoder,
+        "vocoder": pipeline.vocoder.network,
     }  # fmt: skip
     return {name: sum(p.nbytes for p in network.parameters()) for name, network in networks.items()}
 
@@ -30,7 +31,7 @@ def made(pipeline):
 
 
 def load(models, name, cache):
-    pipeline, backend = Pipeline.load(models / "ldm", "cpu"), Backend(name, "")
+    pipeline, backend = Pipeline.load(models / "ldm", "cpu"), Backend(name, name == "bf16", "")
     shelf = shelve(pipeline, models / "ldm", backend.channels_last)
     use_backend(pipeline, backend, cache, shelf)
     return pipeline

@@ -199,6 +199,8 @@ def test_impossible_runs_make_nothing(pipeline, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
         generate_files(pipeline, [prompt()], QUICK, tmp_path / "file")
+    with pytest.raises(DataError, match="cannot be written: File name too long"):
+        generate_files(pipeline, [prompt()], QUICK, tmp_path / ("long" * 100))
 
 
 def test_missing_and_altered_models_are_refused(toy_models, tmp_path):
