@@ -114,7 +114,9 @@ def generate(
     gates.check()
     goal = target(out, suffix, text is not None, Path("generated") if text is not None else found.layout.generated)
     params, folder = found.params(override), _model_folder(found, model)
-    given = {"sampler": sampler, "steps": steps, "eta": eta, "reuse": reuse, "candidates": candidates}
+    given: dict[str, Any] = {
+        "sampler": sampler, "steps": steps, "eta": eta, "reuse": reuse, "candidates": candidates
+    }  # fmt: skip
     chosen = {key: getattr(params.generate, key) if value is None else value for key, value in given.items()}
     if chosen["reuse"] is None:
         chosen["reuse"] = automatic_reuse(chosen["steps"])
