@@ -12,7 +12,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +36,10 @@ WRITABLE_SUFFIXES = (".wav", ".flac", ".ogg")
 BLOCK_SAMPLES = 1 << 16
 FULL_SCALE = 32768  # 16-bit steps in 1.0
 _UNKNOWN_RIFF_BYTES = 0x7FFFF000  # writers into a pipe put this or more, having no size to tell
+_WAV_BYTES = 1 << 32  # its header counts in 32 bits: 37 hours at 16 kHz
 _UNKNOWN_FRAMES = 1 << 62
 _OGG_TAIL_BYTES = 1 << 17  # holds at least one whole page, which is at most 65,307 bytes
-_MP4_TOLERANCE_SECONDS = 0.2  # AAC's priming and padding
+_PROMISE_TOLERANCE_SECONDS = 0.2  # AAC's priming and padding
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Audio:
         self.sample_rate: int = file.samplerate
         self.channels: int = file.channels
         self.frames: int | None = file.frames if file.frames < _UNKNOWN_FRAMES else None
+        self.comment: str = file.comment
         self._file = file
         self._handle = handle
 
@@ -108,16 +110,17 @@ def open_audio(path: Path) -> Iterator[Audio]:
     """Open an audio file of any suffix in SUFFIXES (others are tried by their content).
 
     Raises DataError when it is not a regular file, not audio, or ends before its container says so;
-    MissingDependencyError when it is AAC and there is no `ffmpeg` program.
+    MissingDependencyError when it is AAC, or Opus beyond libsndfile, and there is no `ffmpeg` program.
     """
     with _regular_file(path) as handle:
-        if path.suffix.lower() in FFMPEG_SUFFIXES:
-            with _by_ffmpeg(path) as wav, _regular_file(wav) as decoded, _sound_file(path, decoded) as file:
-                yield Audio(path, file, decoded)
-            return
-        _check_container(path, handle)
-        with _sound_file(path, handle) as file:
-            yield Audio(path, file, handle)
+        if path.suffix.lower() not in FFMPEG_SUFFIXES:
+            _check_container(path, handle)
+            if not _is_odd_opus(path, handle):
+                with _sound_file(path, handle) as file:
+                    yield Audio(path, file, handle)
+                return
+        with _by_ffmpeg(path) as wav, _regular_file(wav) as decoded, _sound_file(path, decoded) as file:
+            yield Audio(path, file, decoded)
 
 
 def probe(path: Path) -> Info:
@@ -183,10 +186,11 @@ def write(path: Path, samples: Samples, sample_rate: int, comment: str = "") -> 
         encode(temporary, [samples], sample_rate, comment)
 
 
-def encode(path: Path, blocks: Iterable[Samples], sample_rate: int, comment: str = "") -> str:
+def encode(path: Path, blocks: Iterable[Samples], sample_rate: int, comment: str | Callable[[str], str] = "") -> str:
     """Like `write`, from blocks and straight to `path`; returns the SHA-256 of the samples (`SampleHash`).
 
-    Raises OSError, too, when the disk is full.
+    The comment of a wav, which has it at its end, may be a function of that hash. Raises OSError, too, when the
+    disk is full.
     """
     if path.suffix.lower() not in WRITABLE_SUFFIXES:
         raise DataError(f"{path}: audio is written as {', '.join(WRITABLE_SUFFIXES)} only.")
@@ -195,7 +199,7 @@ def encode(path: Path, blocks: Iterable[Samples], sample_rate: int, comment: str
     form = path.suffix.lower().removeprefix(".").upper()
     with CheckedFile(path, "w+") as disk:
         with soundfile.SoundFile(disk, "w", sample_rate, 1, subtype, format=form) as file:
-            if comment:
+            if isinstance(comment, str) and comment:
                 file.comment = comment
             for block in blocks:
                 for start in range(0, len(block), BLOCK_SAMPLES):  # long writes overflow libvorbis's stack
@@ -205,7 +209,11 @@ def encode(path: Path, blocks: Iterable[Samples], sample_rate: int, comment: str
                     digest.update_steps(steps)
                     file.write(steps)
                 disk.check()
+            if not isinstance(comment, str):
+                file.comment = comment(digest.hexdigest())
         disk.check()
+        if form == "WAV" and os.fstat(disk.fileno()).st_size > _WAV_BYTES:
+            raise DataError(f"{path} is not written: a wav holds {_WAV_BYTES >> 30} GiB at most.")
     if subtype == "VORBIS":
         _fix_serial(path)
     return digest.hexdigest()
@@ -317,6 +325,21 @@ def _check_container(path: Path, handle: int) -> None:
             raise DataError(f"{path} is truncated: its last Ogg page is missing.")
 
 
+def _is_odd_opus(path: Path, handle: int) -> bool:
+    """Whether libsndfile cannot decode an Opus file: ffmpeg makes such ones from Vorbis, their pages miscounted."""
+    if b"OpusHead" not in os.pread(handle, 64, 0):
+        return False
+    try:
+        with _sound_file(path, handle) as file:
+            while len(file.read(BLOCK_SAMPLES, dtype="float32")):
+                pass
+    except soundfile.LibsndfileError:
+        return True
+    finally:
+        os.lseek(handle, 0, os.SEEK_SET)
+    return False
+
+
 def _is_headerless_mp3(path: Path) -> bool:
     """Whether an MP3 has no Xing, Info or VBRI header, so that its length is a guess from the first frame."""
     try:
@@ -327,28 +350,28 @@ def _is_headerless_mp3(path: Path) -> bool:
 
 @contextmanager
 def _by_ffmpeg(path: Path) -> Iterator[Path]:
-    """Decode AAC to a temporary float wav. Raises MissingDependencyError or DataError."""
+    """Decode to a temporary float wav. Raises MissingDependencyError or DataError."""
     program = shutil.which("ffmpeg")
     if program is None:
         raise MissingDependencyError(
-            f"{path} is AAC, which needs the program `ffmpeg`.", "Install it, e.g.: apt-get install ffmpeg"
+            f"{path} needs the program `ffmpeg` to be decoded.", "Install it, e.g.: apt-get install ffmpeg"
         )
     with tempfile.TemporaryDirectory(prefix="musicldm-") as folder:
         wav = Path(folder) / "decoded.wav"
         command = [program, "-nostdin", "-v", "error", "-xerror", "-i", f"file:{path}"]
-        command += ["-map", "0:a:0", "-c:a", "pcm_f32le", "-f", "wav", str(wav)]
+        command += ["-map", "0:a:0", "-c:a", "pcm_f32le", "-f", "wav", "-rf64", "auto", str(wav)]  # beyond 4 GiB
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["ffmpeg failed"])[-1]
             raise DataError(f"{path} cannot be decoded: {reason}")
-        _check_mp4(path, wav)
+        _check_promise(path, wav)
         yield wav
 
 
-def _check_mp4(path: Path, wav: Path) -> None:
+def _check_promise(path: Path, wav: Path) -> None:
     try:
         promised = getattr(getattr(mutagen.File(path), "info", None), "length", 0.0)
     except mutagen.MutagenError:
         return  # raw AAC makes no promise
-    if path.suffix.lower() != ".aac" and soundfile.info(str(wav)).duration < promised - _MP4_TOLERANCE_SECONDS:
+    if path.suffix.lower() != ".aac" and soundfile.info(str(wav)).duration < promised - _PROMISE_TOLERANCE_SECONDS:
         raise DataError(f"{path} is truncated: {promised:.1f} s are promised.")

@@ -142,7 +142,11 @@ def _json_rows(data: Any) -> list[Any]:
 
 def _separated(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(1 << 24)
-    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+    text = _text(path)
+    header_line = text.partition("\n")[0]
+    if delimiter == "," and "," not in header_line and ";" in header_line:
+        delimiter = ";"  # as spreadsheets write where the comma divides decimals
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
         for row in reader:

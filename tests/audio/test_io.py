@@ -1,7 +1,9 @@
 """Reading and writing audio: what is damaged is refused, what is whole arrives exactly."""
 
 import os
+import shutil
 import stat
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -191,6 +193,20 @@ def test_equal_audio_is_equal_bytes_with_its_comment(tmp_path: Path, suffix: str
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"a{suffix}", f"b{suffix}"]
 
 
+def test_a_wav_may_tell_the_hash_of_its_own_samples_and_is_not_longer_than_its_header_can_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = noise(1)[:, 0]
+    digest = io.encode(tmp_path / "a.wav", [samples], RATE, lambda digest: f"sha256 {digest}")
+    assert io.scan(tmp_path / "a.wav") == (RATE, RATE, digest)
+    with io.open_audio(tmp_path / "a.wav") as audio:
+        assert audio.comment == f"sha256 {digest}"
+    monkeypatch.setattr(io, "_WAV_BYTES", 2 * RATE)
+    with pytest.raises(DataError, match="at most"):
+        io.write(tmp_path / "b.wav", samples, RATE)
+    assert not (tmp_path / "b.wav").exists()
+
+
 def test_audio_that_would_clip_or_is_not_finite_is_not_written(tmp_path: Path) -> None:
     for value, words in ((1.01, "clip"), (-1.01, "clip"), (np.nan, "finite"), (np.inf, "finite")):
         with pytest.raises(DataError, match=words):
@@ -226,6 +242,28 @@ def test_aac_goes_through_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     fake_ffmpeg(tmp_path, "import sys; sys.exit('moov atom not found')")
     with pytest.raises(DataError, match="moov atom not found"):
         io.scan(path)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the program ffmpeg")
+@pytest.mark.parametrize(
+    ("suffix", "codec", "source"),
+    [(".m4a", "aac", ".wav"), (".mp4", "aac", ".wav"), (".aac", "aac", ".wav"), (".opus", "libopus", ".wav"),
+     (".opus", "libopus", ".ogg")],  # from Vorbis, the pages are counted so that libsndfile gives up
+)  # fmt: skip
+def test_what_ffmpeg_wrote_is_read_whole_and_cut_short_refused(
+    tmp_path: Path, suffix: str, codec: str, source: str
+) -> None:
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(5 * 48_000) / 48_000).astype(np.float32)
+    original, path = save(tmp_path / f"a{source}", tone, 48_000), tmp_path / f"b{suffix}"
+    subprocess.run(["ffmpeg", "-v", "error", "-i", original, "-c:a", codec, path], check=True)
+    samples, rate = io.read(path)
+    assert (rate, len(samples)) == (48_000, pytest.approx(5 * 48_000, abs=3000))  # AAC's priming and padding
+    spectrum = np.abs(np.fft.rfft(samples[48_000 : 2 * 48_000]))
+    assert spectrum.argmax() == 440
+    assert spectrum[440] / 24_000 == pytest.approx(0.5, rel=0.02)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"truncated|decoded"):
+        io.read(path)
 
 
 def test_a_fifo_is_refused_at_once(tmp_path: Path) -> None:
