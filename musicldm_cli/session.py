@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,11 @@ if TYPE_CHECKING:  # pydantic costs 0.2 s, which --help need not pay
 
 DEFAULT_PARAMS = Path("params.yaml")
 DEFAULT_PRESET = "small"
+Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; default one each CPU.")]
+Dask = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Work on this Dask cluster, e.g. tcp://host:8786; needs musicldm[dask]."),
+]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from musicldm_cli.session import Session, session
+from musicldm_cli.session import Dask, Jobs, Session, session
 
 app = typer.Typer(no_args_is_help=True, help="Find, fetch and check music to train on.")
 
@@ -135,7 +135,8 @@ def convert(
 def check(
     context: typer.Context,
     manifest: Annotated[Path | None, typer.Argument(help="Default: manifest/manifest.csv of the work folder.")] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Threads; default one each CPU.")] = None,
+    jobs: Jobs = None,
+    dask: Dask = None,
 ) -> None:
     """Decode every file of a manifest and compare it with its row (exit 4 when anything differs)."""
     from stages.data.catalog import check_manifest
@@ -144,7 +145,7 @@ def check(
     found = session(context)
     manifest = manifest or found.layout.manifest
     with found.output.progress() as progress:
-        count, problems = check_manifest(manifest, jobs, progress)
+        count, problems = check_manifest(manifest, jobs, progress, dask=dask)
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise DataError(f"{len(problems)} problem(s) in {manifest}:\n{lines}", "Run: musicldm prep manifest")

@@ -5,12 +5,7 @@ from typing import Annotated
 
 import typer
 
-from musicldm_cli.session import session
-
-Dask = Annotated[
-    str | None,
-    typer.Option(metavar="ADDRESS", help="Work on this Dask cluster, e.g. tcp://host:8786; needs musicldm[dask]."),
-]
+from musicldm_cli.session import Dask, Jobs, session
 
 SHOWN = 10  # copies that are listed in the text
 
@@ -36,7 +31,7 @@ def manifest(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail when any file is rejected.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the manifest goes.")] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Threads; default one each CPU.")] = None,
+    jobs: Jobs = None,
     dask: Dask = None,
     override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one key.")] = None,
 ) -> None:
@@ -66,7 +61,9 @@ def manifest(
     sizes = ", ".join(f"{count} {split}" for split, count in made.split_sizes.items())
     text = f"{len(made.tracks)} tracks ({hours:.2f} h: {sizes}) are in {made.folder / 'manifest.csv'}."
     if made.rejected:
-        text += f"\n{len(made.rejected)} rejected; {made.folder / 'rejected.csv'} says why."
+        first = made.rejected[0]
+        text += f"\n{len(made.rejected)} rejected, e.g. {first.path}: {first.reason}"
+        text += f"\n{made.folder / 'rejected.csv'} lists them all."
     for copy in made.duplicates[:SHOWN]:
         text += f"\nOne recording ({copy.similarity:.2f} alike), kept in one split: {copy.path}, {copy.copy_of}"
     if len(made.duplicates) > SHOWN:
@@ -81,7 +78,7 @@ def resample(
     context: typer.Context,
     manifest: Annotated[Path | None, typer.Argument(help="Default: manifest/manifest.csv of the work folder.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the audio goes.")] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Threads; default one each CPU.")] = None,
+    jobs: Jobs = None,
     dask: Dask = None,
     override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one key.")] = None,
 ) -> None:
@@ -108,7 +105,7 @@ def beats(
     manifest: Annotated[Path | None, typer.Argument(help="Default: manifest/manifest.csv of the work folder.")] = None,
     audio: Annotated[Path | None, typer.Option(metavar="FILE|DIR", help="Track these files, without manifest.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the results go.")] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; default every CPU.")] = None,
+    jobs: Jobs = None,
     dask: Dask = None,
     device: Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1, mps.")] = "cpu",
     report: Annotated[bool, typer.Option("--report", help="Also write report.html.")] = False,
@@ -164,7 +161,7 @@ def captions(
     audio: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of `prep resample`.")] = None,
     beats: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of `prep beats`.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the captions go.")] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; default one each CPU.")] = None,
+    jobs: Jobs = None,
     dask: Dask = None,
     override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one key.")] = None,
 ) -> None:
@@ -191,7 +188,7 @@ def shards(
     beats: Annotated[Path | None, typer.Option(help="Folder of `prep beats`.")] = None,
     captions: Annotated[Path | None, typer.Option(help="Folder of `prep captions`.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the shards go.")] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; default one each CPU.")] = None,
+    jobs: Jobs = None,
     dask: Dask = None,
     override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one key.")] = None,
 ) -> None:
@@ -250,6 +247,8 @@ def latents(
 def verify(
     context: typer.Context,
     folder: Annotated[Path | None, typer.Argument(help="A folder of shards; default the work folder's.")] = None,
+    jobs: Jobs = None,
+    dask: Dask = None,
 ) -> None:
     """Read every byte of the shards again and compare with their index (exit 4 when anything differs)."""
     from stages.data import shards as stored
@@ -257,6 +256,6 @@ def verify(
     found = session(context)
     folder = folder or found.layout.shards
     with found.output.progress() as progress:
-        counts = stored.verify(folder, progress)
+        counts = stored.verify(folder, progress, jobs=jobs, dask=dask)
     text = f"{folder} is whole: {counts['tracks']} tracks in {counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB."
     found.output.result(text, [folder], **counts)

@@ -103,14 +103,16 @@ def copy_demo(destination: Path, progress: Progress = silent) -> list[Path]:
     return [destination / path.relative_to(source) for path in files]
 
 
-def check_manifest(path: Path, jobs: int | None = None, progress: Progress = silent) -> tuple[int, list[str]]:
+def check_manifest(
+    path: Path, jobs: int | None = None, progress: Progress = silent, *, dask: str | None = None
+) -> tuple[int, list[str]]:
     """Decode every file of a manifest: how many there are, and one sentence for each that is not as listed.
 
-    Raises DataError when the manifest itself cannot be read.
+    By `jobs` processes or a Dask cluster (`run_each`). Raises DataError when the manifest itself cannot be read.
     """
     collection = read_manifest(path)
-    items = [(collection.audio_path(track), track) for track in collection.tracks]
-    found = dict(run_each(_problems, items, jobs=jobs, threads=True, label="check", progress=progress))
+    items = [(collection.audio_path(track).absolute(), track) for track in collection.tracks]
+    found = dict(run_each(_problems, items, jobs=jobs, dask=dask, label="check", progress=progress))
     return len(items), [problem for index in range(len(items)) for problem in found[index]]
 
 

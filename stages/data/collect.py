@@ -19,7 +19,7 @@ from stages.data import splits, tables
 from stages.data.manifest import MANIFEST, ROOT, SCHEMA, SPLITS, Track, csv_text, write_manifest
 from stages.data.near_duplicates import Sketch, Sketcher, find_pairs
 from stages.data.parallel import run_each
-from stages.errors import DataError
+from stages.errors import DataError, MissingDependencyError, MusicldmError
 from stages.progress import Progress, silent
 from stages.store import atomic_folder, write_json, write_text
 
@@ -74,7 +74,7 @@ def make_manifest(
     """Catalogue every audio file below `source` into `folder`: manifest.csv and .json, rejected and duplicates.csv.
 
     Captions come from the table `captions` (default: one of the usual names in `source`), else from a sidecar
-    file, else from tags. Every file is decoded whole, by `jobs` threads or a Dask cluster (`run_each`). Raises
+    file, else from tags. Every file is decoded whole, by `jobs` processes or a Dask cluster (`run_each`). Raises
     DataError, with nothing written, when there is nothing to use, or with `strict` when anything is rejected.
     """
     rejected: list[Rejected] = []
@@ -208,7 +208,7 @@ def _scan(
     done = 0
     while done < len(order) and len(good) < wanted:
         batch = [(source.absolute(), path) for path in order[done : done + wanted - len(good)]]
-        for _, result in run_each(_scan_file, batch, jobs=jobs, threads=True, dask=dask):
+        for _, result in run_each(_scan_file, batch, jobs=jobs, dask=dask):
             if isinstance(result, _Scan):
                 good.append(result)
             else:
@@ -227,16 +227,16 @@ def _scan_file(source: Path, path: str) -> _Scan | Rejected:
                 digest.update(block)
                 sketcher.update(block)
                 samples += len(block)
-    except DataError as error:
+    except (DataError, MissingDependencyError) as error:  # the rest of the collection does not need ffmpeg
         return Rejected(path, _reason(source / path, error))
     if samples < MIN_SECONDS * rate:
         return Rejected(path, f"is {samples / rate:.3f} s long, less than {MIN_SECONDS:g} s")
     return _Scan(path, round(samples / rate, 6), rate, digest.hexdigest(), sketcher.sketch())
 
 
-def _reason(path: Path, error: DataError) -> str:
-    """The message without the path, which has a column of its own."""
-    return error.message.removeprefix(str(path)).strip()
+def _reason(path: Path, error: MusicldmError) -> str:
+    """The message without the path, which has a column of its own, and how to mend it where that is known."""
+    return f"{error.message.removeprefix(str(path))} {error.remedy}".strip()
 
 
 def _duplicates(scanned: list[_Scan], threshold: float | None) -> list[Duplicate]:

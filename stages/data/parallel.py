@@ -1,4 +1,4 @@
-"""One function on many items at once: threads or processes of this machine, or the workers of a Dask cluster."""
+"""One function on many items at once: processes of this machine, or the workers of a Dask cluster."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,23 +20,21 @@ def run_each(
     items: Sequence[tuple[Any, ...]],
     *,
     jobs: int | None = None,
-    threads: bool = False,
     dask: str | None = None,
     label: str = "",
     progress: Progress = silent,
 ) -> Iterator[tuple[int, Result]]:
     """(index, function(*items[index])) of each item as it gets ready, in any order.
 
-    By `jobs` processes of one thread each (default: one for each CPU), or by `threads`, which suits functions
-    that spend their time in libraries without Python's lock. With `dask`, a scheduler's address, by all workers
-    of that cluster; they must see the same files under the same absolute paths, and a task whose worker dies is
-    done again by another. Raises UsageError when no scheduler answers and MissingDependencyError without Dask;
+    By `jobs` processes of one thread each (default: one for each CPU). With `dask`, a scheduler's address, by all
+    workers of that cluster; they must see the same files under the same absolute paths, and a task whose worker
+    dies is done again by another. Raises UsageError when no scheduler answers and MissingDependencyError without Dask;
     what `function` raises ends the run.
     """
     progress(label, 0, len(items))
     if not items:
         return
-    with _pool(min(jobs or cpu_count(), len(items)), threads, dask) as pool:
+    with _pool(min(jobs or cpu_count(), len(items)), dask) as pool:
         results = pool(delayed(_numbered)(function, index, item) for index, item in enumerate(items))
         try:
             for done, result in enumerate(results, start=1):
@@ -53,15 +51,13 @@ def _numbered(function: Callable[..., Result], index: int, item: tuple[Any, ...]
 
 
 @contextmanager
-def _pool(jobs: int, threads: bool, dask: str | None) -> Iterator[Parallel]:
+def _pool(jobs: int, dask: str | None) -> Iterator[Parallel]:
     """joblib takes its backend when the pool is made, so the configuration need not outlast that."""
     if dask is not None:
         with _client(dask) as client:
             with parallel_config("dask", client=client):
                 pool = Parallel(return_as="generator_unordered")
             yield pool
-    elif threads:
-        yield Parallel(n_jobs=jobs, backend="threading", return_as="generator_unordered")
     else:
         with parallel_config("loky", inner_max_num_threads=1):
             pool = Parallel(n_jobs=jobs, return_as="generator_unordered")

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.data.parallel import run_each
 from stages.data.shard_index import AGAIN, INDEX, Shard, TrackInfo, cause, check_size, describe, fault, read_index
 from stages.data.shard_writer import write_shards
 from stages.errors import DataError
@@ -92,19 +93,22 @@ class ShardReader:
             ) from error
 
 
-def verify(folder: Path, progress: Progress = silent) -> dict[str, int]:
+def verify(
+    folder: Path, progress: Progress = silent, *, jobs: int | None = None, dask: str | None = None
+) -> dict[str, int]:
     """Read every byte of the shards again: sizes, SHA-256, chunk checksums, rows of the index. Returns counts.
 
-    Raises DataError for the first difference, naming the shard, the track and the cause.
+    By `jobs` processes, a shard each, or a Dask cluster (`run_each`). Raises DataError for the first difference,
+    naming the shard, the track and the cause.
     """
     shards = read_index(folder).shards
-    for done, shard in enumerate(shards):
-        progress("Verify", done, len(shards))
+    for shard in shards:
         check_size(folder, shard)
-        difference = _difference(folder / shard.file, shard)
-        if difference is not None:
-            raise DataError(f"The shard {folder / shard.file} was altered: {difference}.", AGAIN)
-    progress("Verify", len(shards), len(shards))
+    items = [(folder.absolute() / shard.file, shard) for shard in shards]
+    found = dict(run_each(_difference, items, jobs=jobs, dask=dask, label="Verify", progress=progress))
+    for number, shard in enumerate(shards):
+        if found[number] is not None:
+            raise DataError(f"The shard {folder / shard.file} was altered: {found[number]}.", AGAIN)
     return {
         "shards": len(shards),
         "tracks": sum(len(shard.tracks) for shard in shards),

@@ -84,7 +84,7 @@ def test_a_killed_worker_changes_nothing(cluster: tuple[str, list[subprocess.Pop
     assert contents(tmp_path / "audio") == contents(tmp_path / "local")
 
     (tmp_path / "music" / "0.flac").unlink()
-    (tmp_path / "audio" / "tracks" / f"{collection.tracks[0].id}.flac").unlink()
+    (tmp_path / "audio" / "tracks" / f"{collection.tracks[0].id}.wav").unlink()
     with pytest.raises(DataError, match=r"0\.flac cannot be opened"):  # errors come back whole
         resample_collection(collection, tmp_path / "audio", params.Audio(), dask=address)
 

@@ -72,6 +72,12 @@ def test_every_kind_of_table_gives_the_same_captions(music: Path, suffix: str, e
     assert captions_of(catalogue(music, table)) == CLEAN
 
 
+def test_a_csv_with_semicolons_is_read(music: Path) -> None:
+    table = music.parent / "t.csv"
+    table.write_text("\ufeff" + "".join(f'"{a}";"{b}"\r\n' for a, b in [("path", "caption"), *ROWS]), encoding="utf-8")
+    assert captions_of(catalogue(music, table)) == CLEAN
+
+
 def test_columns_are_mapped_by_option_and_named_when_missing(music: Path) -> None:
     table = music.parent / "t.csv"
     table.write_text(table_text(".csv", "file", "description"), encoding="utf-8")
@@ -107,7 +113,7 @@ def test_parquet_needs_pyarrow(music: Path) -> None:
      ("d.jsonl", '{"path": "one.wav", "caption": "a"}\n{', "line 2 is not JSON"),
      ("e.txt", "x", "no caption table"),
      ("f.csv", "", "no column `path` and `caption`; it has none"),
-     ("g.csv", "path;caption\none.wav;a\n", "it has path;caption"),
+     ("g.csv", "path|caption\none.wav|a\n", "it has path|caption"),
      ("h.json", "[" * 5000, "not JSON")],
 )  # fmt: skip
 def test_a_malformed_table_is_one_sentence(music: Path, name: str, text: str, words: str) -> None:
@@ -170,6 +176,20 @@ def test_bad_files_are_listed_and_the_rest_is_used(music: Path) -> None:
     with pytest.raises(DataError, match="5 file"):
         catalogue(music, table, strict=True)
     assert (music.parent / "out" / "manifest.csv").read_bytes() == before
+
+
+def test_aac_without_ffmpeg_is_rejected_with_its_remedy_and_the_rest_is_used(
+    music: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (music / "song.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+    table = music.parent / "t.json"
+    table.write_text(json.dumps([{"path": name, "caption": "c"} for name in (*CLEAN, "song.m4a")]))
+    monkeypatch.setenv("PATH", str(music))
+    made = make_manifest(music, table, music.parent / "out", SETTINGS, jobs=1)
+    assert set(captions_of(made)) == set(CLEAN)
+    ((path, reason),) = [(item.path, item.reason) for item in made.rejected]
+    assert path == "song.m4a"
+    assert "needs the program `ffmpeg`" in reason and "apt-get install ffmpeg" in reason
 
 
 def test_strange_names_survive_the_round_trip(tmp_path: Path) -> None:
