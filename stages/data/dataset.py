@@ -66,11 +66,11 @@ class ClipDataset(Dataset[Clip]):
     def __getitems__(self, draws: list[Draw]) -> dict[str, Tensor]:
         """A batch made in one piece, which a DataLoader asks for and `collate` leaves as it is.
 
-        audio (B, clip_samples) float32, track (B,) int64. A worker puts it where its parent can read it.
+        audio (B, clip_samples) float32, track (B,) int64. A worker makes it where its parent can read it:
+        zeros put there afterwards cost half as much again as all the rest.
         """
-        audio = torch.zeros(len(draws), self.clip_samples)
-        if get_worker_info() is not None:
-            audio.share_memory_()
+        shape = (len(draws), self.clip_samples)
+        audio = torch.zeros(shape) if get_worker_info() is None else _shared_zeros(shape)
         for row, draw in zip(audio.numpy(), draws, strict=True):
             self._fill(row, *draw)
         return {"audio": audio, "track": torch.tensor([self.windows[index].track for index, _ in draws])}
@@ -80,6 +80,12 @@ class ClipDataset(Dataset[Clip]):
         start = int(np.random.Generator(np.random.Philox(key=seed)).integers(window.first, window.last + 1))
         stop = min(start + self.clip_samples, self.reader.tracks[window.track].samples)
         normalise(self.reader.audio(window.track, start, stop), self.peak, row[: stop - start])
+
+
+def _shared_zeros(shape: tuple[int, int]) -> Tensor:
+    """float32 in shared memory, which begins as zeros; made as torch's own `default_collate` makes it."""
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(torch.float32.itemsize * shape[0] * shape[1])
+    return torch.empty(0).set_(storage).view(shape)
 
 
 def _windows(track: int, samples: int, clip_samples: int) -> list[Window]:
