@@ -2,7 +2,8 @@
 
 The demo music is brought to 44.1 kHz stereo in three formats first, as collections come; every figure is the
 median of rounds that take all contestants in turn, one core each. Times are CPU seconds of the process and its
-children, so that what else runs on the machine counts less; throughput is seconds of music in one of them.
+children, so that what else runs on the machine counts less; throughput is seconds of music in one of them. Reading
+shards is timed by the clock. What share of a training step it takes tells `benchmarks/train.py`.
 """
 
 import argparse
@@ -65,18 +66,18 @@ def by_librosa(path: Path) -> None:
     import librosa
 
     samples, _ = librosa.load(path, sr=RATE, mono=True, res_type="soxr_vhq")
-    soundfile.write(path.with_name("librosa.flac"), samples.clip(-1, 1), RATE)
+    soundfile.write(path.with_name("librosa.wav"), samples.clip(-1, 1), RATE)
 
 
 def by_ffmpeg(path: Path) -> None:
     """Debian's ffmpeg has soxr; its precision 28 is our quality."""
     filters = f"aresample={RATE}:resampler=soxr:precision=28"
     command = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-threads", "1", "-i", path, "-ac", "1", "-af", filters]
-    subprocess.run([*command, "-c:a", "flac", path.with_name("ffmpeg.flac")], check=True)
+    subprocess.run([*command, "-c:a", "pcm_s16le", path.with_name("ffmpeg.wav")], check=True)
 
 
 def by_sox(path: Path) -> None:
-    command = ["sox", "--single-threaded", "-V1", path, "-b", "16", path.with_name("sox.flac"), "remix", "-"]
+    command = ["sox", "--single-threaded", "-V1", path, "-b", "16", path.with_name("sox.wav"), "remix", "-"]
     subprocess.run([*command, "rate", "-v", str(RATE)], check=True)
 
 
@@ -132,7 +133,7 @@ def memory(folder: Path, minutes: int) -> float:
         "from stages.audio import io; from stages.data.manifest import Track; from stages.data.resample import *;"
         "path = Path(sys.argv[1]); digest = sys.argv[2];"
         "track = Track('a', path.name, 'c', '', '', '', '', 'train', 1.0, 44100, digest);"
-        "resample_track(path, path.parent / 'out.flac', track, params.Audio());"
+        "resample_track(path, path.parent / 'out.wav', track, params.Audio());"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )
     path, block = folder / "long.wav", (0.1 * np.random.default_rng(0).standard_normal(44_100)).astype(np.float32)
@@ -148,40 +149,39 @@ def memory(folder: Path, minutes: int) -> float:
     return float(done.stdout)
 
 
+def shards(folder: Path) -> Path:
+    """Shards of what `resampling` made, without beats."""
+    from stages.data.shards import write_shards
+
+    audio, rows = read_manifest(folder / "audio"), folder / "rows.jsonl"
+    nothing = {"beats": [], "downbeats": [], "metre": None, "tempo_bpm": None, "tempo_confidence": 0.0,
+               "tempo_group": None, "caption": "music"}  # fmt: skip
+    rows.write_text("".join(json.dumps({"id": track.id, **nothing}) + "\n" for track in audio.tracks))
+    write_shards(folder / "audio" / "manifest.csv", rows, rows, folder / "shards", params.Params(), jobs=1)
+    return folder / "shards"
+
+
 def reading(folder: Path, count: int, cores: set[int]) -> dict[str, float]:
     """Clips a second of a DataLoader over shards in the page cache: by this process, and by a worker on each core."""
     from torch.utils.data import DataLoader
 
     from stages.data.dataset import ClipDataset, StepBatches, collate
-    from stages.data.shards import ShardReader, write_shards
+    from stages.data.shards import ShardReader
 
-    audio = read_manifest(folder / "audio")
-    nothing = {"beats": [], "downbeats": [], "metre": None, "tempo_bpm": None, "tempo_confidence": 0.0,
-               "tempo_group": None, "caption": "music"}  # fmt: skip
-    (folder / "rows.jsonl").write_text("".join(json.dumps({"id": t.id, **nothing}) + "\n" for t in audio.tracks))
-    write_shards(folder / "audio" / "manifest.csv", folder / "rows.jsonl", folder / "rows.jsonl", folder / "shards",
-                 params.Params(), jobs=1)  # fmt: skip
-    dataset = ClipDataset(ShardReader(folder / "shards"), "train", CLIP_SAMPLES, 0.5)
-    draws = StepBatches(len(dataset), 16, 250)
-    alone = DataLoader(dataset, batch_sampler=draws, collate_fn=collate)
-    together = DataLoader(dataset, batch_sampler=draws, collate_fn=collate, num_workers=len(cores))
-    seconds: list[float] = []
+    dataset, batches = ClipDataset(ShardReader(folder), "train", CLIP_SAMPLES, 0.5), 250
+    draws = StepBatches(len(dataset), 16, batches)
     os.sched_setaffinity(0, cores)
+    found: dict[str, list[float]] = {"one process": [], f"{len(cores)} workers": []}
     for _ in range(count):
-        waiting = iter(together)
-        next(waiting)  # the workers have started
-        start = time.perf_counter()
-        clips = 16 * sum(1 for _ in waiting)
-        seconds.append((time.perf_counter() - start) / clips)
-    found = {
-        "clips a second, one process": 16
-        * 250
-        / rounds({"read": lambda: [None for _ in alone] and None}, count)["read"],
-        f"clips a second, {len(cores)} workers": 1 / statistics.median(seconds),
-    }
-    for name, rate in found.items():
-        print(f"  a DataLoader reads {rate:5.0f} {name.replace('clips', 'clips of 10.24 s')}")
-    return found
+        for name, workers in zip(found, (0, len(cores)), strict=True):
+            waiting = iter(DataLoader(dataset, batch_sampler=draws, collate_fn=collate, num_workers=workers))
+            next(waiting)  # the workers have started
+            start = time.perf_counter()
+            clips = 16 * sum(1 for _ in waiting)
+            found[name].append(clips / (time.perf_counter() - start))
+    for name, rates in found.items():
+        print(f"  a DataLoader reads {statistics.median(rates):5.0f} clips of 10.24 s a second, {name}")
+    return {f"clips a second, {name}": statistics.median(rates) for name, rates in found.items()}
 
 
 def main() -> None:
@@ -202,7 +202,7 @@ def main() -> None:
         for minutes in (10, 60, 180):
             figures[f"peak MB, {minutes} min"] = memory(folder, minutes)
             print(f"  resampling a file of {minutes:3} min takes {figures[f'peak MB, {minutes} min']:.0f} MB at most")
-        figures |= reading(folder, options.rounds, cores)
+        figures |= reading(shards(folder), options.rounds, cores)
     print(f"load {os.getloadavg()[0]:.1f} after")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")

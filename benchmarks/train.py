@@ -58,7 +58,7 @@ def demo_shards(work: Path, tracks: int) -> None:
     first = ["manifest", str(DEMO), "--captions", str(DEMO / "attribution.csv"), "-S", f"manifest.limit={tracks}"]
     for command in (first, ["resample"], ["beats"], ["captions", "-S", "captions.tags=0"], ["shards"]):
         call = [sys.executable, "-m", "musicldm_cli", "--quiet", "--work", str(work), "prep", *command]
-        subprocess.run([*call, "--preset", "small"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*call, "-S", "preset=small"], check=True, stdout=subprocess.DEVNULL)
 
 
 class Lesson:
