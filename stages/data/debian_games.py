@@ -102,11 +102,13 @@ def _fetch_package(package: str, rows: list[Source], destination: Path) -> None:
         tree = Path(name) / "tree"
         debian.unpack(package, tree)
         _copy(tree / "usr/share/doc" / package / "copyright", destination / "licences" / f"{package}.copyright")
+        packed = {row.source: row for row in rows if _ARCHIVED in row.source}
         for row in rows:
-            if _ARCHIVED in row.source:
-                _copy_from_archive(tree, row, destination / row.target)
-            else:
+            if row.source not in packed:
                 _copy(tree / row.source, destination / row.target)
+        for folder in sorted({source.split(_ARCHIVED)[0] for source in packed}):
+            for archive in sorted(path for path in (tree / folder).glob("*") if path.suffix in _ARCHIVES):
+                _copy_from_archive(archive, f"{folder}{_ARCHIVED}", packed, destination)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -116,14 +118,18 @@ def _copy(source: Path, target: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def _copy_from_archive(tree: Path, row: Source, target: Path) -> None:
-    folder, member = row.source.split(_ARCHIVED)
-    for path in sorted(path for path in (tree / folder).iterdir() if path.suffix in _ARCHIVES):
-        with zipfile.ZipFile(path) as archive:
-            if member in archive.namelist():
-                with archive.open(member) as source, atomic_file(target) as temporary, temporary.open("wb") as copy:
+def _copy_from_archive(archive: Path, place: str, packed: dict[str, Source], destination: Path) -> None:
+    """Copy what `archive` has of the tracks at `place` in the list and no earlier archive had; it is opened once."""
+    with zipfile.ZipFile(archive) as opened:
+        for member in opened.namelist():
+            row = packed.get(f"{place}{member}")
+            if row is not None and not (destination / row.target).is_file():
+                with (
+                    opened.open(member) as source,
+                    atomic_file(destination / row.target) as temporary,
+                    temporary.open("wb") as copy,
+                ):
                     shutil.copyfileobj(source, copy)
-                return
 
 
 def _packages(rows: list[Source]) -> list[str]:

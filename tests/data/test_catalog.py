@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -141,6 +142,12 @@ def test_fetching_takes_music_and_credits_and_goes_on(debian: Path, tmp_path: Pa
     debian_games.fetch(tmp_path / "games", "cc")
     assert gone.is_file()
     assert (tmp_path / "log").read_text().split() == [made.tracks[0].package], "only what is missing is downloaded"
+
+
+def test_music_whose_archive_this_release_lacks_is_told(debian: Path, tmp_path: Path) -> None:
+    shutil.rmtree(debian / "0ad-data/usr/share/games")
+    made = debian_games.fetch(tmp_path / "games", "cc")
+    assert {row.package for row in made.missing} == {"0ad-data"} and len(made.missing) == 61
 
 
 def test_a_track_that_this_release_lacks_is_told(debian: Path, tmp_path: Path) -> None:
