@@ -76,11 +76,12 @@ def _compute() -> list[Finding]:
             ]
     import torch
 
+    from stages.precision import cpu_multiplies_bfloat16
+
     findings.append(Finding("torchaudio imports", "ok", "with its C++ extension" if torch.version.cuda else "CPU only"))
-    amx = torch.cpu._is_amx_tile_supported()
-    bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    bf16 = cpu_multiplies_bfloat16()
     findings.append(Finding("cpu bf16", "ok", "yes" if bf16 else "no (fp32 is used)"))
-    findings.append(Finding("cpu AMX", "ok", "yes" if amx else "no (training in fp32)"))
+    findings.append(Finding("cpu AMX", "ok", "yes" if torch.cpu._is_amx_tile_supported() else "no"))
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(index)

@@ -26,6 +26,7 @@ from stages.errors import MissingDependencyError, ModelError, UsageError
 from stages.generate.memory import Holder, Shelf
 from stages.generate.pipeline import Pipeline
 from stages.generate.reuse import SplitUnet
+from stages.precision import cpu_multiplies_bfloat16
 from stages.store import atomic_folder
 
 BACKENDS = ("auto", "eager", "bf16", "compile", "openvino")
@@ -90,7 +91,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return device.type == "cpu" and cpu_multiplies_bfloat16()
 
 
 def use_backend(pipeline: Pipeline, backend: Backend, cache: Path, shelf: Shelf | None = None) -> None:

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from stages.errors import Interrupted, ParamsError
 from stages.params import Training
+from stages.precision import cpu_multiplies_bfloat16
 from stages.training.state import State
 
 
@@ -22,7 +23,7 @@ def build_accelerator(settings: Training) -> Accelerator:
     precision = settings.precision
     if precision == "auto":
         cuda = torch.cuda.is_available()
-        precision = "bf16" if (torch.cuda.is_bf16_supported() if cuda else _cpu_has_bf16()) else "fp32"
+        precision = "bf16" if (torch.cuda.is_bf16_supported() if cuda else cpu_multiplies_bfloat16()) else "fp32"
     if precision == "fp16" and not torch.cuda.is_available():
         raise ParamsError("precision: fp16 needs a GPU.", "Use precision: auto, bf16 or fp32.")
     AcceleratorState._reset_state()  # or one process could not train first in fp32, then in bf16
@@ -30,10 +31,6 @@ def build_accelerator(settings: Training) -> Accelerator:
         mixed_precision="no" if precision == "fp32" else precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-
-
-def _cpu_has_bf16() -> bool:
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 @contextmanager
