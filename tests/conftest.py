@@ -2,6 +2,7 @@
 
 import csv
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,22 @@ def pytest_configure(config):
         from stages.audio.descriptors import compile_librosa
 
         compile_librosa()
+
+
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """Run a command in a folder, in this process: typed(folder, *words) -> (exit code, stdout, stderr)."""
+    from musicldm_cli import app
+
+    def run(folder, *words):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["musicldm", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            app.main()
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return run
 
 
 @pytest.fixture(scope="session")

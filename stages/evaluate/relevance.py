@@ -36,9 +36,9 @@ def by_name(found: Embedded, names: list[str]) -> Array:
     return np.asarray(means / np.linalg.norm(means, axis=1, keepdims=True))
 
 
-def similarities(texts: Texts, found: Embedded) -> Array:
-    """Dot product (N,) of each caption with the audio of the same name."""
-    return np.asarray((texts.vectors * by_name(found, texts.names)).sum(1))
+def similarities(texts: Texts, heard: Array) -> Array:
+    """Dot product (N,) of each caption with the audio of the same name, (N, D) of `by_name`."""
+    return np.asarray((texts.vectors * heard).sum(1))
 
 
 def relevance(
@@ -57,7 +57,8 @@ def relevance(
     missing = sorted(set(prompts.names) - set(generated.names))
     if missing:
         raise DataError(f"{len(missing)} clips of the manifest have no audio: {missing[0]}.", "Run generate again.")
-    scores = similarities(prompts, generated)
+    heard = by_name(generated, prompts.names)
+    scores = similarities(prompts, heard)
     rows = _rows("generated", prompts, scores)
     result: dict[str, Any] = {
         "backbone": generated.backbone,
@@ -65,7 +66,7 @@ def relevance(
         "n_generated": len(rows),
         "intervals": f"95%, percentiles of {settings.bootstrap} bootstrap draws, seed {settings.seed}",
         "text_audio_similarity": mean_figure(scores, prompts.names, settings.bootstrap, settings.seed),
-        "against_shuffled": _shuffled(prompts, generated, settings.seed),
+        "against_shuffled": _shuffled(prompts, heard, settings.seed),
         "test_set_reference": None,
         "retrieval_max_reference": None,
     }
@@ -77,7 +78,7 @@ def relevance(
             warnings.append(f"{len(prompts.names) - len(own.names)} prompts are not test captions; the reference is "
                             f"over {len((own if own.names else tests).names)} test tracks.")  # fmt: skip
         own = own if own.names else tests
-        own_scores = similarities(own, test)
+        own_scores = similarities(own, by_name(test, own.names))
         real_rows = _rows("test_set", own, own_scores)
         result["test_set_reference"] = mean_figure(own_scores, own.names, settings.bootstrap, settings.seed)
     if training is not None:
@@ -90,10 +91,10 @@ def relevance(
     return result, rows + real_rows
 
 
-def _shuffled(prompts: Texts, generated: Embedded, seed: int) -> dict[str, Any] | None:
-    first = {caption: row for row, caption in reversed(list(enumerate(prompts.captions)))}
-    rows = [first[caption] for caption in dict.fromkeys(prompts.captions)]
-    return against_shuffled(prompts.vectors[rows] @ by_name(generated, prompts.names).T, prompts.captions, seed)
+def _shuffled(prompts: Texts, heard: Array, seed: int) -> dict[str, Any] | None:
+    """Each different prompt against every clip; `heard` (N, D) are the clips of the prompts' names."""
+    rows = [prompts.captions.index(caption) for caption in dict.fromkeys(prompts.captions)]
+    return against_shuffled(prompts.vectors[rows] @ heard.T, prompts.captions, seed)
 
 
 def _rows(which: str, texts: Texts, scores: Array) -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ def rhythm(prompts: Mapping[Path, str], settings: Params, progress: Progress = s
         bpm = Rhythm.judge(paths[index].stem, found.bars, found.seconds, settings.tempo).tempo_bpm
         tracked[index] = np.nan if bpm is None else bpm
     names = [prompts[path] for path in paths]
-    rows = np.array([stated_bpm(text) for text in dict.fromkeys(names)], dtype=float)
+    rows = np.array(list(dict(zip(names, bpms, strict=True)).values()))  # of each different prompt
     result: dict[str, Any] = {
         "backend": settings.beats.backend, "tolerance": TOLERANCE, "n_clips": len(paths),
         "n_without_tempo": len(prompts) - len(paths), "n_untracked": int(np.isnan(tracked).sum()),

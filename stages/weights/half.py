@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from stages.store import CARD, model_card, model_digest, model_folder
+from stages.store import model_card, model_digest, model_folder
 
 
 def export_half(model: Path, out: Path) -> None:
@@ -23,7 +23,7 @@ def export_half(model: Path, out: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.suffix == ".safetensors":
                 _halve(model / name, target)
-            elif name != CARD:
+            else:
                 shutil.copyfile(model / name, target)
 
 

@@ -9,13 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from musicldm_cli import app
 from stages import params as parameters
 from tests import DEMO
 from tests.conftest import CLIP_SECONDS
@@ -51,18 +51,9 @@ def project(toy_models, tmp_path_factory):
 
 
 @pytest.fixture
-def call(project, monkeypatch, capsys):
+def call(project, typed):
     """Run a command in the project, in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.chdir(project)
-        monkeypatch.setattr(sys, "argv", ["musicldm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            app.main()
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return run
+    return partial(typed, project)
 
 
 @pytest.fixture

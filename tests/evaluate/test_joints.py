@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +11,6 @@ import scipy.signal
 import soundfile
 import torch
 
-from musicldm_cli import app
 from stages import params as parameters
 from stages.audio.mel import clip_mel
 from stages.data.shards import ShardReader, write_shards
@@ -110,16 +109,8 @@ def test_evenly_keeps_both_ends():
 
 
 @pytest.fixture
-def call(work, monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.chdir(work.parent)
-        monkeypatch.setattr(sys, "argv", ["musicldm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            app.main()
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return run
+def call(work, typed):
+    return partial(typed, work.parent)
 
 
 def test_the_command_measures_every_joint_against_the_same_clips(call, work, tmp_path):

@@ -3,13 +3,11 @@
 import csv
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
 import soundfile
 
-from musicldm_cli import app
 from stages.evaluate.rhythm import stated_bpm
 from stages.evaluate.shuffled import DRAWS, against_shuffled
 from tests.beats.conftest import SAMPLE_RATE, click_track
@@ -50,7 +48,7 @@ def test_the_tempo_a_prompt_states(text, bpm):
     assert stated_bpm(text) == bpm
 
 
-def test_drums_at_the_stated_tempo_and_drums_at_another(tmp_path, monkeypatch, capsys):
+def test_drums_at_the_stated_tempo_and_drums_at_another(tmp_path, typed):
     """Four prompts; the clips of three keep their tempo, those of one are far off; one more prompt states none."""
     rows = [("id", "prompt")]
     for name, stated, played in (("a", 90, 90), ("b", 110, 110), ("c", 140, 140), ("d", 125, 100), ("e", None, 100)):
@@ -59,14 +57,8 @@ def test_drums_at_the_stated_tempo_and_drums_at_another(tmp_path, monkeypatch, c
     with (tmp_path / "prompts.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
 
-    def call(*arguments):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["musicldm", "--json", "eval", "rhythm", *arguments, "--out", "found"])
-        with pytest.raises(SystemExit) as caught:
-            app.main()
-        return int(caught.value.code or 0), json.loads(capsys.readouterr().out)
-
-    code, found = call(str(tmp_path))
+    code, out, _ = typed(tmp_path, "--json", "eval", "rhythm", tmp_path, "--out", "found")
+    found = json.loads(out)
     assert code == 0
     assert (found["n_clips"], found["n_without_tempo"], found["n_untracked"]) == (4, 1, 0)
     assert found["within"]["value"] == 0.75
@@ -74,5 +66,6 @@ def test_drums_at_the_stated_tempo_and_drums_at_another(tmp_path, monkeypatch, c
     assert json.loads((tmp_path / "found/metrics.json").read_text())["within"] == found["within"]
 
     (tmp_path / "prompts.csv").write_text("id,prompt\na,drums\n")
-    code, found = call(str(tmp_path))
+    code, out, _ = typed(tmp_path, "--json", "eval", "rhythm", tmp_path, "--out", "found")
+    found = json.loads(out)
     assert code == 4 and "tempo" in found["error"]["message"]

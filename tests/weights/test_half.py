@@ -1,14 +1,12 @@
 """A model at half its size on disk."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from musicldm_cli import app
 from stages.generate.manifest import Settings
 from stages.generate.pipeline import Pipeline
 from stages.generate.prompts import Prompt
@@ -55,11 +53,7 @@ def test_it_is_read_as_float32_and_sounds_the_same(toy_models, half):
     assert not np.array_equal(made[0], made[1])
 
 
-def test_the_command_writes_it(toy_models, tmp_path, monkeypatch, capsys):
-    arguments = ["--json", "model", "export", str(toy_models / "vae"), str(tmp_path / "vae"), "--to", "half"]
-    monkeypatch.setattr(sys, "argv", ["musicldm", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        app.main()
-    said = json.loads(capsys.readouterr().out)
-    assert caught.value.code in (0, None) and said["paths"] == [str(tmp_path / "vae")]
+def test_the_command_writes_it(toy_models, tmp_path, typed):
+    code, out, _ = typed(tmp_path, "--json", "model", "export", toy_models / "vae", tmp_path / "vae", "--to", "half")
+    assert code == 0 and json.loads(out)["paths"] == [str(tmp_path / "vae")]
     assert verify_model(tmp_path / "vae") == []
