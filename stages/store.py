@@ -53,6 +53,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Keep other runs out of `folder`, by a lock file beside it that the system frees when a process dies.
 
     Beside and not in it, where it would be part of the result. Raises DataError while another run holds it.
+    Temporary files in `folder` are then those of runs, or of workers of this one, that died: they are removed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
@@ -63,9 +64,16 @@ def exclusive(folder: Path) -> Iterator[None]:
             f"Another process is at work in {folder}.", "Wait for it to end, or choose another --out."
         ) from None
     try:
+        _remove_leftovers(folder)
         yield
+        _remove_leftovers(folder)
     finally:
         lock.release()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for leftover in folder.rglob(".tmp-*"):
+        leftover.unlink()
 
 
 class CheckedFile(io.FileIO):

@@ -67,7 +67,6 @@ def resample_collection(
             (folder / MANIFEST).unlink(missing_ok=True)  # it lists what is about to change
         require_space(folder, _needed_bytes(todo, settings))
         made = _resample_all(collection, todo, folder, settings, jobs, dask, progress)
-        _remove_others(collection, folder)  # what a worker that died has left
         rows = finished | made
         write_manifest(folder / MANIFEST, [rows[track.id] for track in collection.tracks])
     seconds = sum(row.seconds for row in rows.values())
@@ -193,7 +192,7 @@ def _target(folder: Path, track: Track) -> Path:
 
 
 def _remove_others(collection: Manifest, folder: Path) -> int:
-    """Remove the files of tracks no longer listed, and what an interrupted run left."""
+    """Remove the files of tracks no longer listed."""
     listed = {_target(folder, track) for track in collection.tracks}
     others = [path for path in (folder / TRACKS).iterdir() if path not in listed and not path.is_dir()]
     for path in others:

@@ -65,7 +65,6 @@ def _write_shards(
 ) -> dict[str, int]:
     old = _old_shards(out, params)
     plan = _plan(sources, old, params)
-    _remove_leftovers(out)
     require_space(out, _needed_bytes(plan, out, params))
     items = [
         (out.absolute() / f"shard-{number:05d}.h5", sources, old[number] if number < len(old) else None, params)
@@ -82,7 +81,6 @@ def _write_shards(
     except DiskFullError as error:
         needed = _needed_bytes(plan, out, params)
         raise DiskFullError(f"{error.message} What is left needs about {needed / 1e6:.1f} MB.", error.remedy) from error
-    _remove_leftovers(out)  # of a worker that died
     shards = [made[number] for number in range(len(plan))]
     index = {"schema": SCHEMA, "params_digest": _params_digest(params), "sample_rate": params.audio.sample_rate}
     write_json(out / INDEX, index | {"shards": [asdict(shard) for shard in shards]})
@@ -96,11 +94,6 @@ def _write_shards(
         "seconds": sum(track.samples for track in tracks) // params.audio.sample_rate,
         "bytes": sum(shard.bytes for shard in shards),
     }
-
-
-def _remove_leftovers(out: Path) -> None:
-    for leftover in out.glob(".tmp-*"):
-        leftover.unlink()
 
 
 def _needed_bytes(plan: list[list[Source]], out: Path, params: Params) -> float:

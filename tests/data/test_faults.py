@@ -106,6 +106,18 @@ def test_killed_at_any_moment_a_second_run_makes_the_same(work: Path, tmp_path: 
     assert amid >= KILLS // 4, "too few were killed in the middle of their work"
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_a_killed_run_left_is_removed(work: Path, tmp_path: Path, stage: str) -> None:
+    """Also beside the manifest or index, whose writing takes too short a time for a kill to meet it."""
+    mine = beginning(work, tmp_path, stage)
+    run, parts = STAGES[stage], [mine / stage, *([mine / stage / "tracks"] if stage == "audio" else [])]
+    for part in parts:
+        part.mkdir()
+        (part / ".tmp-left.csv").write_text("id,path")
+    run(mine)
+    assert contents(mine / stage) == contents(work / stage)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_command_killed_at_any_moment_and_run_again(work: Path, tmp_path: Path, stage: str) -> None:
