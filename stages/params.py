@@ -203,6 +203,7 @@ class Vae(Section):
     adversarial_weight: NonNegative = 0.5
     discriminator_channels: Positive = 64
     discriminator_layers: Positive = 3
+    init_from: str | None = None  # a VAE folder to go on from
     train: Training = Training(steps=800_000, learning_rate=4.5e-6, betas=[0.5, 0.9], weight_decay=0.0)
 
     @property
@@ -212,8 +213,12 @@ class Vae(Section):
 
 
 class Vocoder(Section):
-    """HiFi-GAN v1 with upsampling rates that multiply to the hop length (paper, appendix A)."""
+    """HiFi-GAN v1 with upsampling rates that multiply to the hop length (paper, appendix A); or Vocos."""
 
+    architecture: Literal["hifigan", "vocos"] = "hifigan"
+    dim: Positive = 512  # of Vocos, as the two that follow; the others up to the resblocks' are HiFi-GAN's
+    intermediate_dim: Positive = 1536
+    num_layers: Positive = 8
     upsample_rates: list[Positive] = [5, 4, 2, 2, 2]
     upsample_kernel_sizes: list[Positive] = [15, 16, 8, 4, 4]
     initial_channels: Positive = 1024
@@ -224,9 +229,10 @@ class Vocoder(Section):
     scales: Annotated[int, Field(ge=0)] = 3
     discriminator_channels: Positive = 1024  # widest layer of each discriminator
     mel_weight: NonNegative = 45.0
+    stft_weight: NonNegative = 0.0  # of the loss on spectra at several resolutions
     feature_weight: NonNegative = 2.0
     adversarial_start: Annotated[int, Field(ge=0)] = 0
-    train_on: Literal["real", "vae"] = "real"  # mels of real audio, or decoded by the trained VAE
+    train_on: Literal["real", "vae", "both"] = "real"  # mels of real audio, decoded by the trained VAE, or in turn
     init_from: str | None = None  # a vocoder folder to go on from, e.g. when fine-tuning on the VAE's mels
     train: Training = Training(  # bf16's rounding would be heard
         steps=1_000_000, batch_size=96, learning_rate=2e-4, betas=[0.8, 0.99], schedule="cosine", precision="fp32"
@@ -365,8 +371,10 @@ PRESETS: dict[str, dict[str, Any]] = {
                       "valid_every": 500, "checkpoint_every": 200},
         },
         "vocoder": {
-            "initial_channels": 192, "discriminator_channels": 128, "segment_frames": 32, "adversarial_start": 5000,
-            "train": {"steps": 25_000, "batch_size": 8, "valid_every": 500, "checkpoint_every": 200},
+            "architecture": "vocos", "dim": 256, "intermediate_dim": 640, "num_layers": 8, "stft_weight": 20.0,
+            "segment_frames": 64, "discriminator_channels": 128, "adversarial_start": 3000,
+            "train": {"steps": 10_000, "batch_size": 16, "learning_rate": 5e-4, "warmup_steps": 50, "grad_clip": 100.0,
+                      "ema_decay": 0.998, "valid_every": 500, "checkpoint_every": 200},
         },
         "ldm": {
             "block_out_channels": [64, 128, 256], "attention": [False, False, True], "layers_per_block": 1,

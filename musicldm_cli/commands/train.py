@@ -196,7 +196,8 @@ def vocoder(
     context: typer.Context,
     shards: Shards = None,
     vae: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The VAE whose mels to train on, for vocoder.train_on=vae.")
+        Path | None,
+        typer.Option(metavar="DIR", help="The VAE whose mels to train on, for vocoder.train_on=vae or both."),
     ] = None,
     out: Out = None,
     resume: Resume = None,
@@ -207,6 +208,7 @@ def vocoder(
 ) -> None:
     """Train the HiFi-GAN that turns mel-spectrograms into sound (multi-period and multi-scale discriminators).
 
+    With -S vocoder.architecture=vocos, or preset small, a Vocos, which a processor trains in an hour.
     Fine-tune one on what the VAE decodes, so that it hides the VAE's faults:
     `musicldm train vocoder --out work/models/vocoder-vae -S vocoder.train_on=vae
     -S vocoder.init_from=work/models/vocoder`

@@ -137,8 +137,9 @@ def _maker(backend: Backend, core: nn.Module, folder: Path, ready: Callable[[], 
 def _halve(network: Any) -> None:
     """Weights in bfloat16, but a vocoder's last layer in float32: 8 bits of a sample would be heard as noise."""
     nn.Module.to(network, torch.bfloat16)  # not diffusers' own, which warns of what these networks do not have
-    if hasattr(network, "conv_post"):
-        network.conv_post.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    last = getattr(network, "conv_post", None) or getattr(network, "head", None)  # HiFi-GAN's, Vocos'
+    if last is not None:
+        last.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
 
 
 def _nothing() -> None:

@@ -50,6 +50,8 @@ def save_pipeline(
         index: dict[str, Any] = {"_class_name": "MusicLDMPipeline", "_diffusers_version": version("diffusers")}
         index |= {name: list(where) for name, where in COMPONENTS.items()}
         index[TOKENIZER] = ["transformers", _tokenizer_class(folder / TOKENIZER)]
+        if params.vocoder.architecture == "vocos":  # which diffusers cannot read
+            index["vocoder"] = ["stages.vocoder.vocos", "Vocos"]
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

@@ -69,5 +69,10 @@ def load_vae(folder: Path) -> Vae:
             network = AutoencoderKL.from_config(AutoencoderKL.load_config(str(folder / FOLDER), local_files_only=True))
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder / FOLDER} has no usable config.json.", REMEDY) from error
-    load_weights(network, folder / FOLDER / WEIGHTS, REMEDY)
+    read_weights(network, folder)
     return Vae(network, params).eval()
+
+
+def read_weights(network: AutoencoderKL, folder: Path) -> None:
+    """Fill `network` with the weights of a model folder. Raises ModelError when they are not all its own."""
+    load_weights(network, folder / FOLDER / WEIGHTS, REMEDY)

@@ -13,7 +13,7 @@ from stages.audio.mel import clip_mel
 from stages.data.dataset import ClipDataset
 from stages.data.shards import ShardReader
 from stages.params import Params
-from stages.store import model_folder
+from stages.store import model_digest, model_folder
 from stages.training.card import of_training
 from stages.training.checkpoint import training_identity
 from stages.training.clips import clips, clips_if_any, mel_segments, random_starts, spread
@@ -30,7 +30,7 @@ from stages.vae.losses import (
     last_layer_gradient,
     vae_loss,
 )
-from stages.vae.model import FOLDER, Vae, build
+from stages.vae.model import FOLDER, Vae, build, read_weights
 
 SCALE_CLIPS = 32  # of the train split, for the scale factor
 TEST_CLIPS = 32
@@ -63,6 +63,8 @@ class VaeTask:
         self.dataset, self.valid_dataset = clips(reader, params), clips_if_any(reader, params, "valid")
         self.mel = clip_mel(params)
         self.vae = build(params)
+        if params.vae.init_from is not None:
+            read_weights(self.vae, Path(params.vae.init_from))
         self.judge = PatchDiscriminator(params.vae.discriminator_channels, params.vae.discriminator_layers)
         modules = {"vae": Autoencoding(self.vae), "discriminator": self.judge}
         for module in modules.values():
@@ -127,19 +129,23 @@ def as_image(mel: Tensor) -> Tensor:
 def train_vae(params: Params, shards: Path, out: Path, checkpoints: Path, **options: Unpack[Options]) -> History:
     """Train a VAE on the clips of `shards` and save it, sealed, as the model folder `out`.
 
-    Raises what stages.training.loop.train does, and DataError for shards that are missing or altered.
+    Raises what stages.training.loop.train does, DataError for shards that are missing or altered, and ModelError
+    for a folder to start from that is not whole.
     """
     reader = ShardReader(shards)
     task = VaeTask(params, reader)
-    identity = training_identity(params, "vae", "audio", "mel", data=reader.digest)
+    origin = {"data": reader.digest}
+    if params.vae.init_from is not None:
+        origin["init_from"] = model_digest(Path(params.vae.init_from))
+    identity = training_identity(params, "vae", "audio", "mel", **origin)
     history = train(task, checkpoints=checkpoints, identity=identity, **options)
     if is_main_process():
         with averaged_weights(task.state):
-            _finish(task, history, out)
+            _finish(task, history, out, origin)
     return history
 
 
-def _finish(task: VaeTask, history: History, out: Path) -> None:
+def _finish(task: VaeTask, history: History, out: Path, origin: dict[str, str]) -> None:
     params, vae = task.params, Vae(task.vae.eval(), task.params)
     posterior = posterior_statistics(vae, _mels(task, task.dataset, SCALE_CLIPS))
     scale = 1 / posterior["std"]
@@ -148,7 +154,7 @@ def _finish(task: VaeTask, history: History, out: Path) -> None:
     if test is not None:
         history.figures["test"] = reconstruction_figures(vae, _mels(task, test, TEST_CLIPS))
     task.vae.register_to_config(scaling_factor=scale)
-    with model_folder(out, "vae", of_training(params, history, task.reader.digest)) as folder:
+    with model_folder(out, "vae", of_training(params, history, origin["data"]) | {"origin": origin}) as folder:
         task.vae.to(memory_format=torch.contiguous_format).save_pretrained(folder / FOLDER, safe_serialization=True)
 
 

@@ -1,6 +1,7 @@
-"""HiFi-GAN's generator: log-mel (B, T, F) -> waveform (B, T * hop_length), exactly."""
+"""The vocoder: log-mel (B, T, F) -> waveform (B, T * hop_length), exactly; HiFi-GAN's generator, or Vocos."""
 
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +9,12 @@ from torch.nn.utils import parametrize
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 from transformers.utils.logging import disable_progress_bar
 
+from stages.audio.mel import clip_mel
 from stages.errors import ModelError
 from stages.params import Params
 from stages.store import model_card
 from stages.training.checkpoint import load_weights
+from stages.vocoder.vocos import InverseStft, Vocos, VocosConfig
 
 FOLDER = "vocoder"  # inside a model folder
 WEIGHTS = "model.safetensors"
@@ -20,8 +23,25 @@ REMEDY = "Make it with: musicldm train vocoder"
 disable_progress_bar()  # of reading and writing weights; ours goes through stages.progress
 
 
-def build(params: Params) -> SpeechT5HifiGan:
-    """An untrained generator at the sizes of `params.vocoder`, without weight norm (Kong et al. 2020, V1)."""
+Network: TypeAlias = SpeechT5HifiGan | Vocos
+
+
+def build(params: Params) -> Network:
+    """An untrained network of `params.vocoder.architecture` at its sizes, without weight norm."""
+    return build_vocos(params) if params.vocoder.architecture == "vocos" else build_hifigan(params)
+
+
+def build_vocos(params: Params) -> Vocos:
+    vocoder = params.vocoder
+    return Vocos(
+        VocosConfig(
+            params.mel.n_mels, params.mel.n_fft // 2 + 1, vocoder.dim, vocoder.intermediate_dim, vocoder.num_layers
+        )
+    )
+
+
+def build_hifigan(params: Params) -> SpeechT5HifiGan:
+    """HiFi-GAN's generator (Kong et al. 2020, V1)."""
     vocoder = params.vocoder
     config = SpeechT5HifiGanConfig(
         model_in_dim=params.mel.n_mels,
@@ -40,39 +60,52 @@ def build(params: Params) -> SpeechT5HifiGan:
     return network
 
 
-def remove_weight_norm(network: SpeechT5HifiGan) -> None:
+def remove_weight_norm(network: Network) -> None:
     """Fold each layer's magnitude and direction, which training keeps apart, into one weight."""
     for module in network.modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
 
 
-def exact_length(waveform: Tensor, mel: Tensor, hop_length: int) -> Tensor:
+class ExactLength(nn.Module):
     """Cut what the upsampling made too much: nothing with kernel 15 at stride 5, 32 samples with kernel 16."""
-    return waveform[:, : mel.shape[1] * hop_length]
+
+    def __init__(self, hop_length: int) -> None:
+        super().__init__()
+        self.hop_length = hop_length
+
+    def forward(self, waveform: Tensor, mel: Tensor) -> Tensor:
+        return waveform[:, : mel.shape[1] * self.hop_length]
 
 
 class Vocoder(nn.Module):
-    """A trained generator."""
+    """A network, and `finish`, which makes a waveform (B, T * hop_length) of what it gives and of its mel."""
 
-    def __init__(self, network: SpeechT5HifiGan, params: Params) -> None:
+    def __init__(self, network: Network, params: Params) -> None:
         super().__init__()
         self.network, self.params = network, params
+        self.finish = (
+            InverseStft(clip_mel(params)) if isinstance(network, Vocos) else ExactLength(params.mel.hop_length)
+        )
 
     @torch.no_grad()
     def forward(self, mel: Tensor) -> Tensor:
         """Log-mel (B, T, F) -> waveform (B, T * hop_length) in [-1, 1]."""
-        return exact_length(self.network(mel), mel, self.params.mel.hop_length)
+        waveform: Tensor = self.finish(self.network(mel), mel)
+        return waveform
 
 
 def load_vocoder(folder: Path) -> Vocoder:
     """The vocoder of a `vocoder` or `ldm` model folder, in eval mode. Raises ModelError when it is not whole."""
     params = Params.model_validate(model_card(folder)["params"])
+    kind, config_class = (
+        (Vocos, VocosConfig) if params.vocoder.architecture == "vocos" else (SpeechT5HifiGan, SpeechT5HifiGanConfig)
+    )
     try:
-        config = SpeechT5HifiGanConfig.from_json_file(folder / FOLDER / "config.json")
+        config = config_class.from_json_file(folder / FOLDER / "config.json")
     except (OSError, ValueError) as error:
         raise ModelError(f"{folder / FOLDER} has no usable config.json.", REMEDY) from error
     with torch.device("meta"):  # see load_weights
-        network = SpeechT5HifiGan(config)
+        network = kind(config)
     load_weights(network, folder / FOLDER / WEIGHTS, REMEDY)
     return Vocoder(network, params).eval()

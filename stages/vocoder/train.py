@@ -6,6 +6,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import SpeechT5HifiGan
 
 from stages.audio.mel import clip_mel
 from stages.data.dataset import ClipDataset
@@ -23,16 +24,20 @@ from stages.training.samples import Sample
 from stages.training.state import Backward, averaged_weights, build_state, frozen
 from stages.vae.model import Vae, load_vae
 from stages.vocoder.discriminators import Discriminators, feature_loss, halves, judge_loss, maker_loss
-from stages.vocoder.model import FOLDER, Vocoder, build, exact_length, load_vocoder, remove_weight_norm
+from stages.vocoder.model import FOLDER, Vocoder, build, load_vocoder, remove_weight_norm
+from stages.vocoder.spectra import stft_loss
 
 TEST_CLIPS = 16
+VAE_FRAMES = 64  # of a segment's surroundings that the VAE is to hear; a multiple of what any VAE divides by
 
 
 class VocoderTask:
-    """One step: sound out of segments of clips' mels, on L1 of its own mel and, later, against discriminators.
+    """One step: sound out of segments of clips' mels, on L1 of its own mel and, where `stft_weight` is not 0, of its
+    spectra; and, later, against discriminators.
 
-    With a VAE the mels are what it makes of the clips', and the real sound stays the target: each frame
-    still belongs to the same hop of samples. With `start` training goes on from that generator.
+    With a VAE the mels are what it makes of the clips' (with train_on `both` of every second clip's), and the real
+    sound stays the target: each frame still belongs to the same hop of samples. With `start` training goes on from
+    that generator.
     """
 
     name = "vocoder"
@@ -48,7 +53,9 @@ class VocoderTask:
         self.generator = build(params)
         if start is not None:
             self.generator.load_state_dict(start.network.state_dict(), strict=True)
-        self.generator.apply_weight_norm()
+        if isinstance(self.generator, SpeechT5HifiGan):
+            self.generator.apply_weight_norm()
+        self.vocoder = Vocoder(self.generator, params)
         self.judge = Discriminators(vocoder.periods, vocoder.scales, vocoder.discriminator_channels)
         self.state = build_state({"generator": self.generator, "discriminator": self.judge}, self.settings)
         self.phases: tuple[int, ...] = (0, vocoder.adversarial_start)
@@ -58,6 +65,9 @@ class VocoderTask:
         made = self._sound(mel)
         losses = {"mel": F.l1_loss(self._mel(made), self._mel(real))}
         loss = self.params.vocoder.mel_weight * losses["mel"]
+        if self.params.vocoder.stft_weight:
+            losses["stft"] = stft_loss(made, real)
+            loss = loss + self.params.vocoder.stft_weight * losses["stft"]
         if step >= self.params.vocoder.adversarial_start:
             judged = judge_loss(*halves(self.state.modules["discriminator"](torch.cat([real, made.detach()]))))
             backward("discriminator", judged)
@@ -70,25 +80,37 @@ class VocoderTask:
         return {"loss": loss, **losses}
 
     def _segments(self, audio: Tensor, items: list[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """Segments of the clips' mels (B, segment_frames, F), and the sound under them (B, frames * hop)."""
+        """Segments of what is heard of clips (B, L), (B, segment_frames, F), and the sound under them."""
         frames, hop = self.params.vocoder.segment_frames, self.params.mel.hop_length
         starts = random_starts(items, frames, self.params.clip_frames)
+        real = cut(audio, [start * hop for start in starts], frames * hop)
+        front_end = self.mel.to(audio.device)
         if self.vae is None:
-            mel = mel_segments(self.mel.to(audio.device), audio, starts, frames)
-        else:
-            mel = cut(self._input(audio), starts, frames)
-        return mel, cut(audio, [start * hop for start in starts], frames * hop)
+            return mel_segments(front_end, audio, starts, frames), real
+        every = 2 if self.params.vocoder.train_on == "both" else 1
+        mel = self._decoded(audio[::every], starts[::every])
+        if every == 2 and len(audio) > 1:
+            others = mel_segments(front_end, audio[1::2], starts[1::2], frames)
+            mel, real = torch.cat([mel, others]), torch.cat([real[::2], real[1::2]])
+        return mel, real
 
-    def _input(self, audio: Tensor) -> Tensor:
-        """What the generator is to hear clips (B, L) from: their mels, or the VAE's of them."""
-        mel = self._mel(audio)
+    def _decoded(self, audio: Tensor, starts: list[int]) -> Tensor:
+        """Segments of what the VAE makes of the sound around them, which costs less than whole clips."""
+        frames, most = self.params.vocoder.segment_frames, self.params.clip_frames
+        length = min(-(-frames // VAE_FRAMES) * VAE_FRAMES + 2 * VAE_FRAMES, most)
+        first = [min(max(start - VAE_FRAMES, 0), most - length) for start in starts]
+        mel = mel_segments(self.mel.to(audio.device), audio, first, length)
+        return cut(self._through_vae(mel), [start - begin for start, begin in zip(starts, first, strict=True)], frames)
+
+    def _through_vae(self, mel: Tensor) -> Tensor:
         if self.vae is None:
             return mel
         vae = self.vae.to(mel.device)
         return vae.decode(vae.encode(mel)[0])
 
     def _sound(self, mel: Tensor) -> Tensor:
-        return exact_length(self.state.modules["generator"](mel), mel, self.params.mel.hop_length)
+        waveform: Tensor = self.vocoder.finish.to(mel.device)(self.state.modules["generator"](mel), mel)
+        return waveform
 
     def _mel(self, audio: Tensor) -> Tensor:
         mel: Tensor = self.mel.to(audio.device)(audio)
@@ -101,7 +123,7 @@ class VocoderTask:
 
     def samples(self, batch: dict[str, Tensor], _generator: torch.Generator) -> list[Sample]:
         """Whole clips' sound from their mels, and the log-mels of both."""
-        heard = self._sound(self._input(batch["audio"]))
+        heard = self._sound(self._through_vae(self._mel(batch["audio"])))
         real, made = self._mel(batch["audio"]), self._mel(heard)
         rate = self.params.audio.sample_rate
         return [Sample({"real": real[n], "made": made[n]}, heard[n], rate) for n in range(len(real))]
@@ -113,15 +135,15 @@ class VocoderTask:
 def build_task(params: Params, shards: Path, vae: Path | None) -> tuple[VocoderTask, dict[str, str]]:
     """The training, and the digests of what it is made from.
 
-    With vocoder.train_on `vae`, `vae` is the folder of the trained VAE whose mels it learns to sound.
+    With vocoder.train_on `vae` or `both`, `vae` is the folder of the trained VAE whose mels it learns to sound.
     Raises ModelError for a folder to start from, and DataError for the shards.
     """
     reader = ShardReader(shards)
     origin = {"data": reader.digest}
     decoder = start = None
-    if params.vocoder.train_on == "vae":
+    if params.vocoder.train_on != "real":
         if vae is None:
-            raise UsageError("vocoder.train_on is vae, but no VAE folder was given.")
+            raise UsageError(f"vocoder.train_on is {params.vocoder.train_on}, but no VAE folder was given.")
         decoder, origin["vae"] = load_vae(vae), model_digest(vae)
     if params.vocoder.init_from is not None:
         folder = Path(params.vocoder.init_from)
@@ -146,7 +168,7 @@ def train_vocoder(
 
 
 def _finish(task: VocoderTask, history: History, out: Path, origin: dict[str, str]) -> None:
-    params, vocoder = task.params, Vocoder(task.generator.eval(), task.params)
+    params, vocoder = task.params, task.vocoder.eval()
     test = clips_if_any(task.reader, params, "test")
     if test is not None:
         history.figures["test"] = resynthesis_figures(task, vocoder, test)
@@ -161,5 +183,5 @@ def resynthesis_figures(task: VocoderTask, vocoder: Vocoder, dataset: ClipDatase
     errors = []
     for draw in spread(dataset, TEST_CLIPS):
         audio = dataset[draw]["audio"].unsqueeze(0).to(task.generator.device)
-        errors.append(float(F.l1_loss(task._mel(vocoder(task._input(audio))), task._mel(audio))))
+        errors.append(float(F.l1_loss(task._mel(vocoder(task._through_vae(task._mel(audio)))), task._mel(audio))))
     return {"log_mel_l1": sum(errors) / len(errors), "clips": len(errors)}

@@ -18,7 +18,7 @@ from stages.ldm.model import UNET, LatentDiffusion, build_unet
 from stages.params import Params
 from stages.store import CARD, model_card, read_json
 from stages.vae.model import build as build_vae
-from stages.vocoder.model import build as build_vocoder
+from stages.vocoder.model import build_hifigan
 from stages.weights.files import read_tensors
 from stages.weights.folders import Parts, load_tokenizer, save_pipeline_of, set_epsilon
 from stages.weights.ledger import Ledger
@@ -73,7 +73,7 @@ def import_diffusers(source: Path, out: Path, about: dict[str, Any]) -> Params:
             "AudioLDM's has no CLAP audio tower; import its public .ckpt: musicldm model import pipeline",
         )
     params = params_of(source)
-    ldm, vae, vocoder = LatentDiffusion(params, build_unet(params)), build_vae(params), build_vocoder(params)
+    ldm, vae, vocoder = LatentDiffusion(params, build_unet(params)), build_vae(params), build_hifigan(params)
     model = _build_clap(params, source)
     for name, network in ((UNET, ldm.unet), ("vae", vae), ("vocoder", vocoder), (TEXT_ENCODER, model)):
         _fill(network, source / name)
@@ -93,6 +93,11 @@ def export_diffusers(model: Path, out: Path) -> None:
     Our folders have diffusers' layout already; what is added is for the people who get it. Raises ModelError.
     """
     card = model_card(model, "ldm")
+    if Params.model_validate(card["params"]).vocoder.architecture != "hifigan":
+        raise ModelError(
+            f"diffusers' MusicLDMPipeline has a HiFi-GAN at its end; {model} has another vocoder.",
+            "Train one with -S vocoder.architecture=hifigan, then this model again with it.",
+        )
     shutil.copytree(model, out)
     (out / CARD).unlink()
     text = README.format(
@@ -207,7 +212,7 @@ def _fill(network: torch.nn.Module, folder: Path) -> None:
 def _same_configs(params: Params, source: Path) -> None:
     """Compare what the folder's configs say with the networks that `params` build, key by key. Raises ModelError."""
     with torch.device("meta"):
-        unet, vae, vocoder = (make(params) for make in (build_unet, build_vae, build_vocoder))
+        unet, vae, vocoder = (make(params) for make in (build_unet, build_vae, build_hifigan))
         clap = _build_clap(params, source)
         their_unet = UNet2DConditionModel.from_config(read_config(source / UNET / "config.json"))
         their_vae = AutoencoderKL.from_config(read_config(source / "vae/config.json"))

@@ -50,7 +50,12 @@ def _schedule(params: Params) -> dict[str, Tensor]:
 
 
 def _check(params: Params) -> None:
-    """The public networks have attention in the middle, whose weights would else be left random there."""
+    """The public networks end in a HiFi-GAN, and have attention in the middle, else left with random weights there."""
+    if params.vocoder.architecture != "hifigan":
+        raise ModelError(
+            "The public layout has a HiFi-GAN at its end; this model has another vocoder.",
+            "Train one with -S vocoder.architecture=hifigan, then this model again with it.",
+        )
     if not params.vae.mid_attention or not params.ldm.attention[-1]:
         raise ModelError(
             f"The public layout has attention in the middle of VAE and UNet; this model ({params.preset}) has not.",

@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusers import AutoencoderKL
 from torch import nn
-from transformers import AutoTokenizer, ClapModel, SpeechT5HifiGan
+from transformers import AutoTokenizer, ClapModel
 
 from stages.clap.model import TEXT_ENCODER, TOKENIZER, Clap
 from stages.errors import ModelError
@@ -18,6 +18,7 @@ from stages.store import model_folder
 from stages.training.card import about
 from stages.vae.model import FOLDER as VAE_FOLDER
 from stages.vocoder.model import FOLDER as VOCODER_FOLDER
+from stages.vocoder.model import Network
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Parts:
     ldm: LatentDiffusion
     clap: Clap
     vae: AutoencoderKL
-    vocoder: SpeechT5HifiGan
+    vocoder: Network
     scheduler: dict[str, Any] | None = None
 
 
@@ -56,7 +57,7 @@ def save_vae(vae: AutoencoderKL, params: Params, out: Path, card: dict[str, Any]
         vae.save_pretrained(folder / VAE_FOLDER)
 
 
-def save_vocoder(vocoder: SpeechT5HifiGan, params: Params, out: Path, card: dict[str, Any]) -> None:
+def save_vocoder(vocoder: Network, params: Params, out: Path, card: dict[str, Any]) -> None:
     with model_folder(out, "vocoder", about(params) | card) as folder:
         vocoder.save_pretrained(folder / VOCODER_FOLDER)
 

@@ -20,7 +20,7 @@ from stages.ldm.model import LatentDiffusion, build_unet
 from stages.params import Params
 from stages.store import sha256
 from stages.vae.model import build as build_vae
-from stages.vocoder.model import build as build_vocoder
+from stages.vocoder.model import build_hifigan
 from stages.weights import names, tensors
 from stages.weights.files import read_public
 from stages.weights.folders import (
@@ -147,7 +147,7 @@ def hifigan_sizes(config: Path) -> list[str]:
             "mel.n_fft": found["n_fft"], "mel.win_length": found["win_size"], "mel.hop_length": hop,
             "mel.n_mels": found["num_mels"], "mel.f_min": float(found["fmin"]),
             "mel.f_max": float(found["fmax"] or rate / 2),
-            "vocoder.upsample_rates": found["upsample_rates"],
+            "vocoder.architecture": "hifigan", "vocoder.upsample_rates": found["upsample_rates"],
             "vocoder.upsample_kernel_sizes": found["upsample_kernel_sizes"],
             "vocoder.initial_channels": found["upsample_initial_channel"],
             "vocoder.resblock_kernel_sizes": found["resblock_kernel_sizes"],
@@ -186,7 +186,12 @@ def _vae(ledger: Ledger, params: Params, scale: float | None = None) -> Autoenco
 
 
 def _vocoder(ledger: Ledger, params: Params) -> SpeechT5HifiGan:
-    vocoder = build_vocoder(params)
+    if params.vocoder.architecture != "hifigan":
+        raise ModelError(
+            f"The file's vocoder is a HiFi-GAN, vocoder.architecture is {params.vocoder.architecture}.",
+            "Import it with -S vocoder.architecture=hifigan and its sizes, or another --preset.",
+        )
+    vocoder = build_hifigan(params)
     ledger.fill(vocoder, names.VOCODER, names.vocoder_name, own=("mean", "scale"))
     return vocoder.eval()
 

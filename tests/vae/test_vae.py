@@ -193,3 +193,16 @@ def test_files_are_where_diffusers_reads_them(shards, tmp_path):
     ours = load_vae(tmp_path / "vae")
     for a, b in zip(network.parameters(), ours.network.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_training_goes_on_from_another_vae(shards, tmp_path):
+    train_vae(toy("vae.train.steps=2"), shards, tmp_path / "first", tmp_path / "ck")
+    further = toy(f"vae.init_from={tmp_path / 'first'}", "vae.kl_weight=0.5", "vae.train.steps=1")
+    for a, b in zip(VaeTask(further, ShardReader(shards)).vae.parameters(),
+                    load_vae(tmp_path / "first").network.parameters(), strict=True):  # fmt: skip
+        assert torch.equal(a, b)
+    train_vae(further, shards, tmp_path / "second", tmp_path / "ck")
+    assert set(model_card(tmp_path / "second")["origin"]) == {"data", "init_from"}
+    wider = toy(f"vae.init_from={tmp_path / 'first'}", "vae.latent_channels=6")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        VaeTask(wider, ShardReader(shards))

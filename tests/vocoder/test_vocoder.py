@@ -12,7 +12,7 @@ from stages.store import model_card, verify_model
 from stages.training.clips import mel_segments
 from stages.vae.train import train_vae
 from stages.vocoder import discriminators as d
-from stages.vocoder.model import Vocoder, build, exact_length, load_vocoder, remove_weight_norm
+from stages.vocoder.model import ExactLength, Vocoder, build, load_vocoder, remove_weight_norm
 from stages.vocoder.train import VocoderTask, train_vocoder
 from tests.training.demo import demo_shards
 
@@ -36,14 +36,14 @@ def shards(tmp_path_factory):
     return demo_shards(tmp_path_factory.mktemp("demo"), toy(), seconds=3.0)
 
 
-@pytest.mark.parametrize("name", ["paper", "released", "small", "tiny"])
-def test_length_is_exact_in_every_preset(name):
+@pytest.mark.parametrize("name", ["paper", "released", "tiny"])
+def test_length_is_exact_in_every_preset_with_a_hifigan(name):
     params = preset(name)
     with torch.device("meta"):
         network = build(params)
         mel = torch.empty(2, params.clip_frames, params.mel.n_mels)
         raw = network(mel)
-        assert exact_length(raw, mel, params.mel.hop_length).shape == (2, params.audio.clip_samples)
+        assert ExactLength(params.mel.hop_length)(raw, mel).shape == (2, params.audio.clip_samples)
         assert Vocoder(network, params)(mel[:, :7]).shape == (2, 7 * params.mel.hop_length)
     assert raw.shape[1] - params.audio.clip_samples == (32 if name == "released" else 0)
     sizes = {name: p.shape for name, p in network.named_parameters()}
@@ -183,7 +183,7 @@ def test_fine_tuning_on_the_vae_hears_its_mels_and_starts_from_a_vocoder(shards,
     audio = torch.stack([task.dataset[i, 0]["audio"] for i in range(2)])
     mel, real = task._segments(audio, [torch.Generator().manual_seed(seed) for seed in (3, 4)])
     starts = [int(torch.randint(128 - 16 + 1, (), generator=torch.Generator().manual_seed(s))) for s in (3, 4)]
-    decoded = vae.decode(vae.encode(clip_mel(tuned)(audio))[0])
+    decoded = vae.decode(vae.encode(clip_mel(tuned)(audio))[0])  # a clip of 128 frames is all its surroundings
     for n, start in enumerate(starts):
         torch.testing.assert_close(mel[n], decoded[n, start : start + 16])
         assert torch.equal(real[n], audio[n, start * 160 : (start + 16) * 160])
