@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def random_pipeline(size: str, folder: Path) -> Path:
     ldm, vae, vocoder = LatentDiffusion(params, build_unet(params)), build_vae(params), build_vocoder(params)
     with torch.no_grad():
         vae.decoder.conv_out.bias.fill_(MEL_LEVEL)
-        for weight in (w for w in vocoder.parameters() if w.ndim == 3):
+        for weight in (w for w in vocoder.parameters() if w.ndim == 3 and params.vocoder.architecture == "hifigan"):
             torch.nn.init.kaiming_normal_(weight, nonlinearity="leaky_relu", a=0.1)
         ldm.null.copy_(torch.nn.functional.normalize(torch.randn_like(ldm.null), dim=0))
     save_pipeline_of(Parts(ldm, clap.eval(), vae.eval(), vocoder.eval()), folder, {"steps": 0, "random_weights": True})
@@ -105,7 +106,9 @@ def peer(folder: Path) -> None:
     from stages.store import model_card
 
     params = Params.model_validate(model_card(folder)["params"])
-    pipe = MusicLDMPipeline.from_pretrained(folder)
+    # which knows no vocoder but HiFi-GAN: it gets ours, as it is
+    others = {} if params.vocoder.architecture == "hifigan" else {"vocoder": like_hifigan(folder)}
+    pipe = MusicLDMPipeline.from_pretrained(folder, **others)
     pipe.set_progress_bar_config(disable=True)
     null = load_file(folder / "null_condition.safetensors")["null"][None]
     say(name="diffusers", why="MusicLDMPipeline, fp32 eager")
@@ -122,6 +125,18 @@ def peer(folder: Path) -> None:
         return np.asarray(audio)
 
     work(make)
+
+
+def like_hifigan(folder: Path) -> Any:
+    """Another vocoder, in fp32 eager, with the configuration that diffusers' pipeline asks a HiFi-GAN for."""
+    from stages.vocoder.model import load_vocoder
+
+    vocoder = load_vocoder(folder)
+    audio, mel = vocoder.params.audio, vocoder.params.mel
+    vocoder.config = SimpleNamespace(
+        sampling_rate=audio.sample_rate, upsample_rates=[mel.hop_length], model_in_dim=mel.n_mels
+    )
+    return vocoder
 
 
 def work(make: Callable[[dict[str, Any]], np.ndarray]) -> None:
