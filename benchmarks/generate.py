@@ -77,10 +77,10 @@ def random_pipeline(size: str, folder: Path) -> Path:
 
 def ours(folder: Path, backend_name: str, cache: Path) -> None:
     from stages.generate.backends import choose_backend, use_backend
-    from stages.generate.manifest import Settings
     from stages.generate.memory import shelve
     from stages.generate.pipeline import Pipeline
     from stages.generate.prompts import Prompt
+    from stages.generate.settings import Settings
 
     pipeline = Pipeline.load(folder)
     backend = choose_backend(backend_name, pipeline, cache)
@@ -239,7 +239,7 @@ def same_steps(arguments: argparse.Namespace, models: Path, scratch: Path) -> di
 
     from stages import params as parameters
     from stages.audio.mel import clip_mel
-    from stages.generate.manifest import automatic_reuse
+    from stages.generate.settings import automatic_reuse
 
     folder, reuse = random_pipeline(arguments.size, models / arguments.size), arguments.reuse
     ddim = {"sampler": "ddim", "steps": arguments.steps, "reuse": 1}
@@ -269,7 +269,7 @@ def same_steps(arguments: argparse.Namespace, models: Path, scratch: Path) -> di
 def equal_quality(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Seconds of our defaults against the peer's 200 steps, and whether our set is further from real clips."""
     from stages import params as parameters
-    from stages.generate.manifest import automatic_reuse
+    from stages.generate.settings import automatic_reuse
     from stages.layout import Layout
     from stages.store import model_card
 

@@ -23,10 +23,9 @@ from stages.audio.mel import clip_mel
 from stages.evaluate.backbones import MusicnnBackbone
 from stages.evaluate.quality import frechet_distance
 from stages.generate.backends import choose_backend, default_cache, use_backend
-from stages.generate.manifest import Settings
 from stages.generate.pipeline import Pipeline
 from stages.generate.prompts import Prompt
-from stages.generate.samplers import SAMPLERS
+from stages.generate.settings import SAMPLERS, Settings
 
 PROMPTS = ("dramatic trailer", "calm piano with strings", "fast electronic drums", "slow ambient pad",
            "heavy rock guitar", "cheerful game music", "dark orchestral theme", "mellow synth melody")  # fmt: skip

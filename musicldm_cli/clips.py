@@ -15,9 +15,9 @@ from stages.errors import DataError, GateError, UsageError
 if TYPE_CHECKING:
     from stages.generate.edit import Edit, Sound
     from stages.generate.gate import Gate
-    from stages.generate.manifest import Settings
     from stages.generate.pipeline import Pipeline
     from stages.generate.prompts import BadRow, Prompt
+    from stages.generate.settings import Settings
     from stages.params import Audio, Params
 
 STDOUT = Path("-")
@@ -112,7 +112,7 @@ class GateOptions:
 
     def check(self) -> None:
         """Raises UsageError."""
-        from stages.generate.manifest import check_gate
+        from stages.generate.settings import check_gate
 
         if self.tries is not None and self.most is None:
             raise UsageError("--tries belongs to --max-similarity.")
@@ -173,7 +173,7 @@ class Target:
         return prompts if self.name is None else [replace(prompts[0], id=self.name)]
 
 
-def target(out: Path | None, suffix: str | None, typed: bool, usual: Path) -> Target:
+def target(out: Path | None, suffix: str | None, typed: bool, takes: int, usual: Path) -> Target:
     """What `--out` and `--format` say together. Raises UsageError."""
     if out == STDOUT:
         if suffix not in (None, "wav", "raw"):
@@ -188,6 +188,8 @@ def target(out: Path | None, suffix: str | None, typed: bool, usual: Path) -> Ta
         raise UsageError(f"--out {out} names one file; a file of prompts needs a folder.")
     if suffix not in (None, kind):
         raise UsageError(f"--out {out} and --format {suffix} contradict each other.")
+    if takes > 1:
+        raise UsageError(f"--out {out} names one file; --takes {takes} needs a folder.")
     return Target(out.parent, kind, out.stem)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +17,9 @@ from stages.errors import UsageError
 if TYPE_CHECKING:
     from stages.generate.edit import Edit
     from stages.generate.pipeline import Pipeline
-    from stages.generate.prompts import BadRow, Prompt
-    from stages.params import Params
+    from stages.generate.prompts import BadRow, Defaults, Prompt
+    from stages.generate.settings import Settings
+    from stages.params import Audio, Params
 
 
 def generate(
@@ -105,45 +107,31 @@ def generate(
     Defaults come from the section `generate` of params.yaml. The same seed makes the same sound. What is
     there already, with the same settings, is not made again.
     """
-    from stages.generate.manifest import automatic_reuse
-
     found = session(context)
     edits = EditOptions(init_audio, strength, continued, inpaint, loop, bars, bpm, metre)
     gates = GateOptions(max_similarity, index, tries, avoid_copies)
     edits.check()
     gates.check()
-    goal = target(out, suffix, text is not None, Path("generated") if text is not None else found.layout.generated)
-    params, folder = found.params(override), _model_folder(found, model)
-    given: dict[str, Any] = {
-        "sampler": sampler, "steps": steps, "eta": eta, "reuse": reuse, "candidates": candidates
-    }  # fmt: skip
-    chosen = {key: getattr(params.generate, key) if value is None else value for key, value in given.items()}
-    if chosen["reuse"] is None:
-        chosen["reuse"] = automatic_reuse(chosen["steps"])
+    typed = text is not None
+    goal = target(out, suffix, typed, takes, Path("generated") if typed else found.layout.generated)
     if goal.stdout:
-        chosen["candidates"] = 1
         _check_stream({
-            "a file of prompts": text is None, "--takes": takes > 1, "--plot": plot,
+            "a file of prompts": not typed, "--takes": takes > 1, "--plot": plot,
             "--json": found.output.mode == "json",
             "--candidates": candidates is not None, "a novelty gate": gates.wanted, "an edit": edits.way is not None,
         })  # fmt: skip
-    audio = _model_audio(folder)
-    edit = edits.make(found, int(audio["sample_rate"]))
-    defaults = {
-        "seed": params.generate.seed if seed is None else seed,
-        "guidance": params.generate.guidance if guidance is None else guidance,
-        "negative": negative,
-        "seconds": _length(edit, seconds, float(audio["clip_seconds"])),
-    }
-    if goal.name is not None and takes > 1:
-        raise UsageError(f"--out {out} names one file; --takes {takes} needs a folder.")
+    params = found.params(override)
+    given = {"sampler": sampler, "steps": steps, "eta": eta, "reuse": reuse, "candidates": candidates}
+    settings = _settings(params, given | ({"candidates": 1} if goal.stdout else {}), guidance_interval, avoid_copies)
+    maker = _maker(found, model, settings, backend)
+    edit = edits.make(found, maker.audio.sample_rate)
+    defaults = _defaults(params, maker.audio, edit, goal.stdout, seed, negative, guidance, seconds)
     wanted, bad = _wanted(found, params, text, prompts, limit, defaults, takes)
     wanted = goal.named([edits.worded(prompt) for prompt in wanted])
-    chosen |= {"interval": guidance_interval, "avoid": avoid_copies}
     if goal.stdout:
-        _stream(found, folder, backend, wanted[0], chosen, goal.suffix)
+        _stream(found, maker, wanted[0], settings, goal.suffix)
     else:
-        _files(found, params, wanted, bad, folder, backend, goal, chosen, plot, edit, gates)
+        _files(found, params, maker, wanted, bad, goal, settings, plot, edit, gates)
 
 
 def _check_stream(refused: dict[str, bool]) -> None:
@@ -154,17 +142,39 @@ def _check_stream(refused: dict[str, bool]) -> None:
         raise UsageError("--out - writes sound, not text.", 'Pipe it: musicldm generate "calm piano" --out - | aplay')
 
 
-def _length(edit: Edit | None, seconds: float | None, clip_seconds: float) -> float:
-    """How long a clip is unless its row says otherwise."""
-    if seconds is not None and not seconds > 0:
-        raise UsageError(f"--seconds {seconds:g} is no length.")
-    if edit is not None:
-        return edit.seconds(seconds, clip_seconds)
-    return clip_seconds if seconds is None else seconds
+def _settings(params: Params, given: dict[str, Any], interval: tuple[float, float], avoid: float) -> Settings:
+    """The options that were given, and those of params.yaml. Raises UsageError."""
+    from stages.generate.settings import Settings, automatic_reuse
+
+    chosen = {key: getattr(params.generate, key) if value is None else value for key, value in given.items()}
+    if chosen["reuse"] is None:
+        chosen["reuse"] = automatic_reuse(chosen["steps"])
+    return Settings(**chosen, interval=interval, avoid=avoid)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """The model's folder, the sound it was trained with (its own params count, not those here), and the backend."""
+
+    folder: Path
+    audio: Audio
+    backend: str
+
+
+def _maker(found: Session, name: str | None, settings: Settings, backend: str) -> _Maker:
+    """What it cannot do is refused here, since loading it takes seconds, and fetching it minutes."""
+    from stages.generate.settings import check_backend, check_steps, read_scheduler
+    from stages.params import Audio
+    from stages.store import model_card
+
+    check_backend(backend)
+    folder = _model_folder(found, name)
+    check_steps(settings.steps, read_scheduler(folder))
+    return _Maker(folder, Audio.model_validate(model_card(folder, "ldm")["params"]["audio"]), backend)
 
 
 def _model_folder(found: Session, model: str | None) -> Path:
-    """The model's folder; one of the hub is fetched and imported at its first use, and its licence told."""
+    """One of the hub is fetched and imported at its first use, and its licence told."""
     from stages.weights.shipped import NAME, SHIPPED, default_pipeline
 
     if model in (None, NAME):
@@ -180,36 +190,50 @@ def _model_folder(found: Session, model: str | None) -> Path:
     return folder
 
 
-def _load(found: Session, model: Path, wanted: str) -> Pipeline:
+def _defaults(
+    params: Params, audio: Audio, edit: Edit | None, streamed: bool, seed: int | None, negative: str | None,
+    guidance: float | None, seconds: float | None,
+) -> Defaults:  # fmt: skip
+    """What a clip is unless its row says otherwise. Raises UsageError for a length that cannot be."""
+    from stages.generate.prompts import Defaults
+    from stages.generate.settings import LONGEST_SECONDS, LONGEST_STREAM_SECONDS, length_check
+
+    check = length_check(edit, audio.sample_rate, LONGEST_STREAM_SECONDS if streamed else LONGEST_SECONDS)
+    if seconds is not None:
+        check(seconds)
+    elif edit is not None:
+        seconds = edit.seconds(None, audio.clip_seconds)
+    return Defaults(
+        params.generate.seed if seed is None else seed,
+        negative,
+        params.generate.guidance if guidance is None else guidance,
+        audio.clip_seconds if seconds is None else seconds,
+        check,
+    )
+
+
+def _load(found: Session, maker: _Maker) -> Pipeline:
     from stages.generate.backends import choose_backend, default_cache, use_backend
     from stages.generate.memory import shelve
     from stages.generate.pipeline import Pipeline
 
-    pipeline, cache = Pipeline.load(model), default_cache()
-    backend = choose_backend(wanted, pipeline, cache)
-    use_backend(pipeline, backend, cache, shelve(pipeline, model, backend.channels_last))
+    pipeline, cache = Pipeline.load(maker.folder), default_cache()
+    backend = choose_backend(maker.backend, pipeline, cache)
+    use_backend(pipeline, backend, cache, shelve(pipeline, maker.folder, backend.channels_last))
     found.output.say(f"Backend: {backend.name} ({backend.why}).")
     return pipeline
 
 
-def _model_audio(model: Path) -> dict[str, Any]:
-    """Rate and clip length that a model was trained with; its own params count, not those here."""
-    from stages.store import model_card
-
-    return dict(model_card(model, "ldm")["params"]["audio"])
-
-
 def _wanted(
-    found: Session, params: Params, text: str | None, file: Path | None, limit: int | None, given: dict[str, Any],
+    found: Session, params: Params, text: str | None, file: Path | None, limit: int | None, defaults: Defaults,
     count: int,
 ) -> tuple[list[Prompt], list[BadRow]]:  # fmt: skip
-    from stages.generate.prompts import Defaults, read_prompts, takes, typed_prompt
+    from stages.generate.prompts import read_prompts, takes, typed_prompt
 
-    defaults = Defaults(**given)
     if text is not None:
         if file is not None or limit is not None:
             raise UsageError("A PROMPT stands alone: leave out --prompts and --limit.")
-        return [typed_prompt(text, Defaults(**given | {"seed": defaults.seed + take})) for take in range(count)], []
+        return [typed_prompt(text, replace(defaults, seed=defaults.seed + take)) for take in range(count)], []
     tests = found.layout.captions / "prompts.csv"
     if file is None and not tests.exists():
         raise UsageError(f"There is no prompt, and no {tests}.", 'Type one: musicldm generate "dramatic trailer"')
@@ -220,23 +244,24 @@ def _wanted(
 
 
 def _files(
-    found: Session, params: Params, wanted: list[Prompt], bad: list[BadRow], model: Path, backend: str,
-    goal: Target, chosen: dict[str, Any], plot: bool, edit: Edit | None, gates: GateOptions,
+    found: Session, params: Params, maker: _Maker, wanted: list[Prompt], bad: list[BadRow], goal: Target,
+    settings: Settings, plot: bool, edit: Edit | None, gates: GateOptions,
 ) -> None:  # fmt: skip
-    from stages.generate.manifest import Settings, plan_clips
+    from stages.generate.manifest import make_folder, plan_clips
     from stages.store import model_digest
 
-    index, settings = gates.find_index(found, params, model), Settings(**chosen)
+    index = gates.find_index(found, params, maker.folder)
     also = ({} if edit is None else edit.identity()) | gates.identity(index)
-    plan = plan_clips(wanted, settings, goal.folder, goal.suffix, plot, model_digest(model), also)
+    plan = plan_clips(wanted, settings, goal.folder, goal.suffix, plot, model_digest(maker.folder), also)
     rows, taken = [plan.rows.get(prompt.id, {}) for prompt in wanted], 0.0
     made: list[dict[str, Any]] = []
     cut: list[str] = []
     if plan.todo:  # else no network is loaded, which takes most of a short command's time
         from stages.generate.batch import generate_files
 
-        pipeline = _load(found, model, backend)
-        gate = gates.make(found, index, model, pipeline.params.audio)
+        gate = gates.make(found, index, maker.folder, maker.audio)
+        make_folder(goal.folder)
+        pipeline = _load(found, maker)
         cut = _warn_of_cut(found, pipeline, plan.todo)
         started = time.perf_counter()
         with found.output.progress() as progress:
@@ -248,12 +273,10 @@ def _files(
     show(found, rows, made, cut, bad, goal.folder, plot, taken)
 
 
-def _stream(found: Session, model: Path, backend: str, prompt: Prompt, chosen: dict[str, Any], suffix: str) -> None:
-    from stages.generate.manifest import Settings
-
-    pipeline = _load(found, model, backend)
+def _stream(found: Session, maker: _Maker, prompt: Prompt, settings: Settings, suffix: str) -> None:
+    pipeline = _load(found, maker)
     _warn_of_cut(found, pipeline, [prompt])
-    write_stream(found, pipeline, prompt, Settings(**chosen), suffix)
+    write_stream(found, pipeline, prompt, settings, suffix)
 
 
 def _warn_of_cut(found: Session, pipeline: Pipeline, prompts: list[Prompt]) -> list[str]:

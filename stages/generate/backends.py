@@ -15,21 +15,20 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stages.errors import MissingDependencyError, ModelError, UsageError
+from stages.errors import ModelError, UsageError
 from stages.generate.memory import Holder, Shelf
 from stages.generate.pipeline import Pipeline
 from stages.generate.reuse import SplitUnet
+from stages.generate.settings import check_backend, is_installed
 from stages.precision import cpu_multiplies_bfloat16
 from stages.store import atomic_folder
 
-BACKENDS = ("auto", "eager", "bf16", "compile", "openvino")
 PACKAGE, GRAPH = "model.pt2", "model.xml"
 Compiled = Callable[..., Any]
 Maker = Callable[[tuple[Tensor, ...]], Compiled]
@@ -60,10 +59,7 @@ def choose_backend(wanted: str, pipeline: Pipeline, cache: Path) -> Backend:
     Compiling takes longer than making a few clips, so "auto" takes what was compiled before and compiles nothing.
     Raises UsageError for an unknown name, MissingDependencyError for one that is not installed.
     """
-    if wanted not in BACKENDS:
-        raise UsageError(f"--backend {wanted} is none of {', '.join(BACKENDS)}.")
-    if not _is_installed(wanted):
-        raise MissingDependencyError("OpenVINO is not installed.", "pip install 'musicldm[openvino]'")
+    check_backend(wanted)
     device = pipeline.device
     if wanted == "openvino" and device.type != "cpu":
         raise UsageError(f"OpenVINO runs on the CPU here, the model is on {device}.", "Take --backend compile.")
@@ -78,13 +74,9 @@ def choose_backend(wanted: str, pipeline: Pipeline, cache: Path) -> Backend:
     return Backend("eager", half, "no fast bfloat16, and --backend openvino or compile was never run on this model")
 
 
-def _is_installed(backend: str) -> bool:
-    """To be asked before `_key`, which holds the package's version."""
-    return backend != "openvino" or find_spec("openvino") is not None
-
-
 def _is_compiled(name: str, half: bool, pipeline: Pipeline, cache: Path) -> bool:
-    return _is_installed(name) and (cache / _key(Backend(name, half, ""), pipeline)).is_dir()
+    """What is not installed has no version, which is part of the key."""
+    return is_installed(name) and (cache / _key(Backend(name, half, ""), pipeline)).is_dir()
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -14,11 +14,12 @@ import torch
 from stages.audio import io as audio_io
 from stages.generate.edit import Edit
 from stages.generate.gate import Gate, similarity
-from stages.generate.manifest import MANIFEST, Settings, make_folder, plan_clips
+from stages.generate.manifest import MANIFEST, make_folder, plan_clips
 from stages.generate.pipeline import Clip, Pipeline
 from stages.generate.plots import one_line, save_spectrogram
 from stages.generate.prompts import Prompt
 from stages.generate.samplers import steps_taken
+from stages.generate.settings import Settings, check_steps, length_check
 from stages.progress import Progress, silent
 from stages.store import write_jsonl
 
@@ -136,12 +137,10 @@ def write_clip(path: Path, clip: Clip, sample_rate: int, row: dict[str, Any]) ->
 
 def _check(pipeline: Pipeline, prompts: Sequence[Prompt], settings: Settings, edit: Edit | None) -> None:
     """Refuse what cannot be done before any clip is made."""
-    pipeline.timesteps(settings)
+    check_steps(settings.steps, pipeline.scheduler)
+    check = length_check(edit, pipeline.params.audio.sample_rate)
     for prompt in prompts:
-        if edit is None:
-            pipeline.positions(prompt.seconds)
-        else:
-            edit.seconds(prompt.seconds, 0)
+        check(prompt.seconds)
 
 
 def _batches(pipeline: Pipeline, prompts: Sequence[Prompt], candidates: int, batch_size: int) -> Iterator[list[Prompt]]:

@@ -17,6 +17,7 @@ from stages.audio import io as audio_io
 from stages.audio.mel import clip_mel
 from stages.errors import DataError, UsageError
 from stages.generate.join import bridge, crossfade, level_like
+from stages.generate.settings import LONGEST_SECONDS, check_length
 from stages.generate.windows import encode_mel
 
 if TYPE_CHECKING:
@@ -107,7 +108,10 @@ class Init:
         return {"init_sha256": self.sound.sha256, "strength": self.strength}
 
     def seconds(self, asked: float | None, clip_seconds: float) -> float:
-        return clip_seconds if asked is None else asked
+        if asked is None:
+            return clip_seconds
+        check_length(asked, self.sound.sample_rate)
+        return asked
 
     def canvas(self, pipeline: "Pipeline", seconds: float) -> Canvas:
         positions = pipeline.positions(seconds)
@@ -130,20 +134,20 @@ class Continuation:
         return {"continue_sha256": self.sound.sha256}
 
     def seconds(self, asked: float | None, clip_seconds: float) -> float:
-        """By default one clip is added. Raises UsageError when nothing would be."""
-        total = self.sound.seconds + clip_seconds if asked is None else asked
-        if total <= self.sound.seconds:
+        """By default one clip is added. Raises UsageError when nothing would be, or more than LONGEST_SECONDS."""
+        if asked is None:
+            return self.sound.seconds + clip_seconds
+        if not 0.5 / self.sound.sample_rate < asked - self.sound.seconds <= LONGEST_SECONDS:
             raise UsageError(
-                f"--seconds {total:g} is the length of the whole result, and the file of --continue has "
-                f"{self.sound.seconds:.2f} s already."
+                f"--seconds {asked:g} is the length of the whole result; the file of --continue has "
+                f"{self.sound.seconds:.2f} s already, and at most {LONGEST_SECONDS:g} are added."
             )
-        return total
+        return asked
 
     def canvas(self, pipeline: "Pipeline", seconds: float) -> Canvas:
         """The file's end, as many whole latent positions as half a clip has, then what is new."""
         size, clip = pipeline.position_samples, pipeline.params.latent_shape[1]
         new = pipeline.samples(self.seconds(seconds, 0)) - len(self.sound.samples)
-        pipeline.positions(new / self.sound.sample_rate)
         known = min(round(clip * CONTEXT_SHARE), len(self.sound.samples) // size)
         if known == 0:
             raise DataError(

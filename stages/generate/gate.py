@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from stages.generate.manifest import check_gate, gate_identity
+from stages.generate.manifest import gate_identity
 from stages.generate.samplers import Away, Denoiser, Diffusion
+from stages.generate.settings import check_gate
 
 if TYPE_CHECKING:
     from stages.generate.pipeline import Clip

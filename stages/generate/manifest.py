@@ -11,33 +11,13 @@ from typing import Any
 
 from stages.errors import DataError, UsageError
 from stages.generate.prompts import Prompt
+from stages.generate.settings import WHOLE, Settings
 from stages.store import disk_errors, read_jsonl
 
 MANIFEST = "manifest.jsonl"
 FORMATS = ("wav", "flac", "ogg")
-WHOLE = (0.0, 1.0)
-MOST_REUSE = 4  # steps that one computation of the UNet's inner blocks serves, unless more are asked for
-WHOLE_STEPS = 50  # that are left at least: where steps are few, neighbours differ too much
 OUTCOME = frozenset({"clap_score", "candidate", "gain", "seconds_taken", "nearest", "nearest_start_seconds",
                      "similarity", "too_close"})  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all clips of one run share.
-
-    `eta` is DDIM's share of fresh noise; `candidates` clips compete by CLAP; guidance acts where t / T lies in
-    `interval`; `avoid` is the weight that steers away from the nearest training clip; every `reuse`-th step computes
-    the UNet's inner blocks.
-    """
-
-    sampler: str
-    steps: int
-    eta: float
-    candidates: int
-    interval: tuple[float, float] = WHOLE
-    avoid: float = 0.0
-    reuse: int = 1
 
 
 @dataclass(frozen=True)
@@ -56,19 +36,10 @@ def plan_clips(
     """What is to be made. `also` is what else decides the clips: an edit's or a gate's identity.
 
     A clip is there when its row has the same settings and model digest and its files exist. Raises UsageError
-    for an unknown format and impossible settings, DataError when `out` cannot be written or its rows are malformed.
+    for an unknown format, DataError when the folder's rows are malformed.
     """
     if suffix not in FORMATS:
         raise UsageError(f"--format {suffix} is none of {', '.join(FORMATS)}.")
-    if settings.candidates < 1:
-        raise UsageError(f"--candidates {settings.candidates} is less than 1.")
-    if settings.avoid < 0:
-        raise UsageError(f"--avoid-copies {settings.avoid:g} is negative.")
-    if settings.reuse < 1:
-        raise UsageError(f"--reuse {settings.reuse} is less than 1.")
-    low, high = settings.interval
-    if not 0 <= low < high <= 1:
-        raise UsageError(f"--guidance-interval {low:g} {high:g} is not two shares between 0 and 1, the lower first.")
     there = os.path.exists(out / MANIFEST)  # noqa: PTH110  (Path's raises for a name too long)
     rows = {row["id"]: row for row in read_manifest(out)} if there else {}
     wanted = {prompt.id: _identity(prompt, settings, suffix, model_digest) | also for prompt in prompts}
@@ -76,22 +47,8 @@ def plan_clips(
     return Plan(rows, wanted, todo)
 
 
-def automatic_reuse(steps: int) -> int:
-    """Every which step computes the inner blocks when nobody says: from 1, every one, to MOST_REUSE."""
-    return max(1, min(MOST_REUSE, steps // WHOLE_STEPS))
-
-
-def check_gate(most: float | None, tries: int) -> None:
-    """Raises UsageError."""
-    if most is not None and not 0 < most <= 1:
-        raise UsageError(f"--max-similarity {most:g} is not above 0 and at most 1.")
-    if tries < 1:
-        raise UsageError(f"--tries {tries} is less than 1.")
-
-
 def gate_identity(digest: str, most: float | None, tries: int) -> dict[str, Any]:
     """What of a gate decides which clips come out, for the manifest."""
-    check_gate(most, tries)
     return {"index": digest} if most is None else {"index": digest, "max_similarity": most, "tries": tries}
 
 

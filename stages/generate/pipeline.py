@@ -3,7 +3,6 @@
 text -> CLAP (B, D) -> guided reverse diffusion (B, C, T / P, F / P) -> VAE (B, T, F) -> vocoder (B, L)
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from stages.clap.model import Clap, load_clap
-from stages.errors import ModelError, UsageError
+from stages.errors import ModelError
 from stages.generate.edit import Canvas, Edit
 from stages.generate.gate import Nearest, Neighbour, steered
-from stages.generate.manifest import Settings
 from stages.generate.prompts import SEED_LIMIT, Prompt
 from stages.generate.reuse import Reuse, Split, SplitUnet
 from stages.generate.samplers import (
@@ -31,6 +29,7 @@ from stages.generate.samplers import (
     normal,
     sample,
 )
+from stages.generate.settings import Settings, check_length, read_scheduler
 from stages.generate.windows import blend, decode_mel, vocode
 from stages.ldm.model import LatentDiffusion, load_ldm
 from stages.params import Params
@@ -38,9 +37,7 @@ from stages.store import model_card, model_digest, verify_model
 from stages.vae.model import Vae, load_vae
 from stages.vocoder.model import Vocoder, load_vocoder
 
-LONGEST_SECONDS = 600.0
 CANDIDATE_STEP = 2_654_435_769  # 2^32 over the golden ratio: far from the seeds of neighbouring rows
-SCHEDULER = Path("scheduler/scheduler_config.json")
 
 
 @dataclass(frozen=True)
@@ -79,10 +76,7 @@ class Pipeline(nn.Module):
             raise ModelError(
                 f"{folder} differs from its seal: {'; '.join(problems)}.", "Train, copy or import it again."
             )
-        try:
-            scheduler = json.loads((folder / SCHEDULER).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{folder / SCHEDULER} cannot be read: {error}.", "Train the model again.") from error
+        scheduler = read_scheduler(folder)
         parts = load_ldm(folder), load_clap(folder), load_vae(folder), load_vocoder(folder)
         target = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
         return cls(*parts, scheduler, model_digest(folder)).to(target).eval()
@@ -101,13 +95,12 @@ class Pipeline(nn.Module):
 
         Raises UsageError for a length that is nothing, or beyond LONGEST_SECONDS.
         """
-        if not 0 < seconds <= LONGEST_SECONDS or self.samples(seconds) == 0:
-            raise UsageError(f"--seconds {seconds:g} is not above 0 and at most {LONGEST_SECONDS:g}.")
+        check_length(seconds, self.params.audio.sample_rate)
         return max(math.ceil(self.samples(seconds) / self.position_samples), self.params.latent_shape[1])
 
     def timesteps(self, settings: Settings) -> Tensor:
-        """The diffusion times that a run visits. Raises UsageError for settings that cannot be."""
-        scheduler = make_scheduler(settings.sampler, self.scheduler, settings.steps, settings.eta)
+        """The diffusion times that a run visits. Raises UsageError for more than the diffusion has."""
+        scheduler = make_scheduler(settings.sampler, self.scheduler, settings.steps)
         return torch.as_tensor(scheduler.timesteps)
 
     def samples(self, seconds: float) -> int:
@@ -146,7 +139,7 @@ class Pipeline(nn.Module):
         generators = [Generator().manual_seed(seed) for seed in seeds]
         channels, window, bins = self.params.latent_shape
         noise = normal((channels, canvas.positions, bins), generators).to(self.device)
-        scheduler = make_scheduler(settings.sampler, self.scheduler, settings.steps, settings.eta)
+        scheduler = make_scheduler(settings.sampler, self.scheduler, settings.steps)
         away = Away(settings.avoid) if settings.avoid and nearest is not None else None
         predict = self.denoiser(prompts, settings, away)
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,16 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a prompt has that does not say otherwise; row n of a file takes the seed `seed + n`."""
+    """What a prompt has that does not say otherwise; row n of a file takes the seed `seed + n`.
+
+    `check` raises UsageError for a length that cannot be made.
+    """
 
     seed: int
     negative: str | None
     guidance: float
     seconds: float
+    check: Callable[[float], object] = lambda _: None
 
 
 def typed_prompt(text: str, defaults: Defaults) -> Prompt:
@@ -167,6 +172,10 @@ def _prompt(row: dict[str, Any], number: int, defaults: Defaults, name: str) -> 
         raise ValueError(f"the guidance {guidance:g} is negative")
     if seconds <= 0:
         raise ValueError(f"{seconds:g} seconds is no length")
+    try:
+        defaults.check(seconds)
+    except UsageError as error:
+        raise ValueError(error.message.removesuffix(".")) from None
     text = clean_text(given.get("prompt", ""), "prompt")
     if not text:
         raise ValueError("the prompt is empty")

@@ -8,39 +8,24 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from stages.errors import UsageError
+from stages.generate.settings import SAMPLERS, check_steps
 
-SAMPLERS = {
-    "ddim": "DDIMScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-}
 DDIM_ONLY = ("clip_sample", "set_alpha_to_one", "thresholding")
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(noisy latents (B, C, H, W), timestep scalar) -> prediction (B, C, H, W) of noise or velocity."""
 
 
-def make_scheduler(name: str, config: Mapping[str, Any], steps: int, eta: float) -> Any:
-    """A diffusers scheduler with its `steps` timesteps set.
+def make_scheduler(name: str, config: Mapping[str, Any], steps: int) -> Any:
+    """A diffusers scheduler, one of SAMPLERS, with its `steps` timesteps set.
 
     `config` is the saved scheduler's (betas, prediction type, timestep spacing), so that every sampler solves
-    the same diffusion. Raises UsageError for an unknown name, a number of steps that the diffusion does not
-    have, or noise (`eta`, DDIM paper eq. 16) for a sampler without any.
+    the same diffusion. Raises UsageError for more steps than the diffusion has.
     """
     import diffusers
 
-    if name not in SAMPLERS:
-        raise UsageError(f"--sampler {name} is none of {', '.join(SAMPLERS)}.")
-    total = int(config["num_train_timesteps"])
-    if not 1 <= steps <= total:
-        raise UsageError(f"--steps {steps} is not between 1 and the model's {total} diffusion steps.")
-    if not 0 <= eta <= 1:
-        raise UsageError(f"--eta {eta:g} is not between 0 and 1.")
-    if eta > 0 and name != "ddim":
-        raise UsageError(f"--eta belongs to the sampler ddim; {name} adds no noise.", "Leave it out, or take ddim.")
+    check_steps(steps, config)
     kept = {k: v for k, v in config.items() if not k.startswith("_") and (name == "ddim" or k not in DDIM_ONLY)}
-    if steps == total:
+    if steps == int(config["num_train_timesteps"]):
         kept["steps_offset"] = 0  # every time is visited, and an offset would lead beyond the last
     elif name != "ddim":
         kept["timestep_spacing"] = "linspace"  # "leading", DDIM's own, leaves out the noisiest times: docs/LOG.md

@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from stages.audio.io import quantise
-from stages.errors import ModelError, UsageError
-from stages.generate.manifest import Settings
+from stages.errors import ModelError
 from stages.generate.pipeline import CANDIDATE_STEP, Pipeline
 from stages.generate.prompts import SEED_LIMIT, Prompt
 from stages.generate.samplers import diffusion, keeping, make_scheduler, normal, sample
+from stages.generate.settings import LONGEST_STREAM_SECONDS, Settings, check_length, check_steps
 from stages.generate.windows import CONTEXT_FRAMES, vocode, window_weights
-
-LONGEST_SECONDS = 86_400.0
 
 
 def stream(
@@ -29,11 +27,10 @@ def stream(
     """Mono pieces (n,) int16, round(seconds * rate) samples in all, each given out as soon as it is final.
 
     The sound is that of the seed, but not of a file of the same seed, whose windows are all made together. Raises
-    UsageError for impossible settings, ModelError when the model gives values that are not numbers.
+    UsageError for an impossible length or too many steps, ModelError when the model gives values that are not numbers.
     """
-    if not 0 < prompt.seconds <= LONGEST_SECONDS or pipeline.samples(prompt.seconds) == 0:
-        raise UsageError(f"--seconds {prompt.seconds:g} is not above 0 and at most {LONGEST_SECONDS:g}.")
-    make_scheduler(settings.sampler, pipeline.scheduler, settings.steps, settings.eta)
+    check_length(prompt.seconds, pipeline.params.audio.sample_rate, LONGEST_STREAM_SECONDS)
+    check_steps(settings.steps, pipeline.scheduler)
     return _pieces(pipeline, prompt, settings, on_step, pipeline.samples(prompt.seconds))
 
 
@@ -109,7 +106,7 @@ def _latents(
     for number in range(windows):
         generator = Generator().manual_seed((prompt.seed + number * CANDIDATE_STEP) % SEED_LIMIT)
         noise = normal((channels, size, bins), [generator]).to(pipeline.device)
-        scheduler = make_scheduler(settings.sampler, pipeline.scheduler, settings.steps, settings.eta)
+        scheduler = make_scheduler(settings.sampler, pipeline.scheduler, settings.steps)
         found = predict
         if before is not None:
             held = size - size // 2

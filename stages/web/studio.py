@@ -16,7 +16,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from stages.generate.samplers import SAMPLERS
+from stages.generate.settings import SAMPLERS
 from stages.params import Generate
 from stages.web.decode import PATIENCE_SECONDS, decode
 from stages.web.http import TEMPLATES, TOO_SLOW, json_body, new_app

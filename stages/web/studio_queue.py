@@ -23,10 +23,10 @@ from stages.errors import DataError, ModelError, MusicldmError, UsageError
 from stages.generate.batch import generate_files
 from stages.generate.edit import Init, make_sound
 from stages.generate.manifest import MANIFEST, read_manifest
-from stages.generate.pipeline import Pipeline, Settings
+from stages.generate.pipeline import Pipeline
 from stages.generate.plots import save_waveform_and_spectrogram
 from stages.generate.prompts import Defaults, Prompt, typed_prompt
-from stages.generate.samplers import SAMPLERS
+from stages.generate.settings import SAMPLERS, Settings
 from stages.progress import Progress
 from stages.store import model_card, model_digest, write_json
 from stages.web.neighbours import Neighbours

@@ -123,7 +123,7 @@ def test_long_prompts_are_cut_and_said_so(call, tmp_path):
     [
         (("generate", ""), 2, "prompt is empty"),
         (("generate", "x", "--steps", "0"), 2, "--steps 0"),
-        (("generate", "x", "--seconds", "-1"), 2, "no length"),
+        (("generate", "x", "--seconds", "-1"), 2, "--seconds -1 is not above 0"),
         (("generate", "x", "--seconds", "9999"), 2, "at most"),
         (("generate", "x", "--sampler", "plms"), 2, "none of ddim"),
         (("generate", "x", "--format", "mp3"), 2, "none of wav"),

@@ -10,9 +10,9 @@ from stages.audio.mel import clip_mel
 from stages.errors import MissingDependencyError, UsageError
 from stages.generate import backends
 from stages.generate.backends import Backend, choose_backend, use_backend
-from stages.generate.manifest import Settings
 from stages.generate.pipeline import Pipeline
 from stages.generate.prompts import Prompt
+from stages.generate.settings import Settings
 
 QUICK = Settings("ddim", 4, 0.0, 1)
 # Mean |difference| of natural-log mels. Measured: 1.3e-6 with channels last, 1.7e-6 with OpenVINO, 0.016 in bfloat16;

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from musicldm_cli import app
+from stages.generate.pipeline import Pipeline
 from tests import DEMO
 
 SONG = str(DEMO / "flare_battle_theme.ogg")
@@ -83,14 +84,43 @@ def test_takes_of_one_prompt_differ_and_the_first_is_the_prompt_itself(call, tmp
         (("x", "--out", "-", "--takes", "2"), 2, "--takes"),
         (("x", "--out", "a.wav", "--takes", "2"), 2, "needs a folder"),
         (("x\x07",), 2, "control character"),
-        (("x", "--seconds", "-3"), 2, "no length"),
+        (("x", "--seconds", "-3"), 2, "--seconds -3 is not above 0 and at most 600"),
+        (("x", "--seconds", "601"), 2, "at most 600"),
+        (("x", "--seconds", "1e-9"), 2, "not above 0"),
+        (("x", "--init-audio", SONG, "--seconds", "601"), 2, "at most 600"),
+        (("x", "--continue", SONG, "--seconds", "6001"), 2, "at most 600 are added"),
+        (("x", "--out", "-", "--seconds", "90000"), 2, "at most 86400"),
+        (("x", "--out", "-", "--guidance-interval", "0.8", "0.2"), 2, "--guidance-interval"),
+        (("x", "--out", "-", "--reuse", "0"), 2, "--reuse 0 is less than 1"),
+        (("x", "--sampler", "plms"), 2, "--sampler plms is none of ddim, dpm++, unipc, euler"),
+        (("x", "--steps", "0"), 2, "--steps 0 is less than 1"),
+        (("x", "--steps", "1001"), 2, "more than the model's 1000"),
+        (("x", "--eta", "2"), 2, "--eta 2 is not between 0 and 1"),
+        (("x", "--candidates", "0"), 2, "--candidates 0 is less than 1"),
+        (("x", "--avoid-copies", "-1"), 2, "--avoid-copies -1"),
+        (("x", "--backend", "tpu"), 2, "--backend tpu is none of auto, eager"),
+        (("x", "--out", f"{SONG}/clips"), 4, "cannot be written"),
     ],
 )
-def test_mistakes_get_one_sentence_and_leave_nothing(call, tmp_path, options, code, said):
+def test_mistakes_get_one_sentence_at_once_and_leave_nothing(call, tmp_path, monkeypatch, options, code, said):
+    """At once: before a network is loaded, which takes seconds."""
+    monkeypatch.setattr(Pipeline, "load", None)
     found, _, err = call(*options)
     assert (found, said in err) == (code, True), err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_that_cannot_be_made_are_listed_and_the_others_made(call, tmp_path):
+    (tmp_path / "p.csv").write_text("prompt,seconds\ncalm,0.5\ncalm,-3\ncalm,9999\nx\x07,\n")
+    code, _, err = call("--prompts", "p.csv", "--out", "clips")
+    assert code == 4
+    assert "3 row(s) of the prompts file were left out, the other 1 done" in err
+    assert "line 4: --seconds 9999 is not above 0 and at most 600" in err
+    assert [path.name for path in (tmp_path / "clips").glob("*.wav")] == ["prompt-0001.wav"]
+    code, _, err = call("--prompts", "p.csv", "--out", "clips", "--loop", "--bars", "1")
+    assert code == 4
+    assert "line 2: --seconds does not go with --loop" in err
 
 
 def test_a_full_disk_is_said_and_leaves_no_half_file(call, tmp_path, monkeypatch):

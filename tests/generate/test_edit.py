@@ -11,9 +11,10 @@ from stages.audio.mel import clip_mel
 from stages.errors import DataError, UsageError
 from stages.generate.batch import generate_files
 from stages.generate.edit import Continuation, Init, Inpainting, make_sound, parse_inpaint, read_sound
-from stages.generate.pipeline import Pipeline, Settings
+from stages.generate.pipeline import Pipeline
 from stages.generate.prompts import Prompt
-from stages.generate.samplers import SAMPLERS, make_scheduler
+from stages.generate.samplers import make_scheduler
+from stages.generate.settings import SAMPLERS, Settings
 from tests import DEMO
 
 PROMPT = Prompt("a", "calm piano", 1, None, 2.0, 1.28)
@@ -69,7 +70,7 @@ def test_only_the_remaining_steps_are_done_and_the_manifest_says_so(pipeline, tm
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_step_of_the_diffusion_can_be_taken(pipeline, sampler):
-    times = make_scheduler(sampler, pipeline.scheduler, 1000, 0.0).timesteps
+    times = make_scheduler(sampler, pipeline.scheduler, 1000).timesteps
     assert len(times) == 1000
     assert 0 <= min(times) <= max(times) < 1000
 

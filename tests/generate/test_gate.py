@@ -8,9 +8,10 @@ from stages.errors import UsageError
 from stages.generate.batch import generate_files, make_clips
 from stages.generate.gate import Gate, Neighbour, steered
 from stages.generate.manifest import read_manifest
-from stages.generate.pipeline import Pipeline, Settings
+from stages.generate.pipeline import Pipeline
 from stages.generate.prompts import Prompt
 from stages.generate.samplers import Away, Diffusion, diffusion, guided, make_scheduler, sample
+from stages.generate.settings import Settings
 from stages.ldm.folder import scheduler as saved_scheduler
 from stages.params import Ldm
 
@@ -109,7 +110,7 @@ def test_a_network_that_knows_clips_by_heart_is_led_away_from_them():
     Gaussian: then the best prediction is known in closed form. Asked for what is near to a clip's condition it gives
     the clip; steered away it gives less of it, the more so the higher the weight up to that of guidance itself."""
     generator = torch.Generator().manual_seed(0)
-    scheduler = make_scheduler("ddim", CONFIG, 50, 0.0)
+    scheduler = make_scheduler("ddim", CONFIG, 50)
     process = diffusion(scheduler)
     clips = torch.randn(8, 4, 8, 4, generator=generator)
     conditions = F.normalize(torch.randn(8, 16, generator=generator), dim=1)

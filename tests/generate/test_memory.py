@@ -5,10 +5,10 @@ import torch
 
 from stages.generate import memory
 from stages.generate.backends import Backend, use_backend
-from stages.generate.manifest import Settings
 from stages.generate.memory import shelve
 from stages.generate.pipeline import Pipeline
 from stages.generate.prompts import Prompt
+from stages.generate.settings import Settings
 
 QUICK = Settings("ddim", 3, 0.0, 1)
 WANTED = Prompt("a", "calm piano", 1, "slow", 2.0, 1.28)

@@ -15,9 +15,10 @@ from torch import Generator
 from stages.errors import DataError, ModelError, UsageError
 from stages.generate.batch import generate_files, make_clips
 from stages.generate.manifest import read_manifest
-from stages.generate.pipeline import Pipeline, Settings
+from stages.generate.pipeline import Pipeline
 from stages.generate.prompts import Prompt
 from stages.generate.samplers import normal
+from stages.generate.settings import Settings
 
 QUICK = Settings("ddim", 3, 0.0, 1)
 RATE = 16_000
@@ -44,7 +45,7 @@ def test_sound_is_that_of_diffusers_pipeline(pipeline, toy_models, name, eta):
     peer = MusicLDMPipeline(
         vae=pipeline.vae.network, text_encoder=pipeline.clap.model, tokenizer=pipeline.clap.tokenizer,
         feature_extractor=None, unet=pipeline.ldm.unet,
-        scheduler=make_scheduler(name, pipeline.scheduler, 5, eta), vocoder=pipeline.vocoder.network,
+        scheduler=make_scheduler(name, pipeline.scheduler, 5), vocoder=pipeline.vocoder.network,
     )  # fmt: skip
     peer.set_progress_bar_config(disable=True)
     wanted, settings = prompt(text="dramatic trailer", negative="slow"), Settings(name, 5, eta, 1)
@@ -191,10 +192,12 @@ def test_long_prompts_are_known_to_be_cut(pipeline):
 
 
 def test_impossible_runs_make_nothing(pipeline, tmp_path):
-    no_steps, no_candidates = Settings("ddim", 0, 0.0, 1), Settings("ddim", 3, 0.0, 0)
-    for settings, suffix in ((no_steps, "wav"), (no_candidates, "wav"), (QUICK, "mp3")):
+    for wanted, settings, suffix in (
+        (prompt(), Settings("ddim", 1001, 0.0, 1), "wav"), (prompt(seconds=601.0), QUICK, "wav"),
+        (prompt(seconds=1e-9), QUICK, "wav"), (prompt(), QUICK, "mp3"),
+    ):  # fmt: skip
         with pytest.raises(UsageError):
-            generate_files(pipeline, [prompt()], settings, tmp_path / "out", suffix)
+            generate_files(pipeline, [wanted], settings, tmp_path / "out", suffix)
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):

@@ -5,10 +5,10 @@ import torch
 from torch.nn.functional import normalize
 
 from stages.audio.mel import clip_mel
-from stages.generate.manifest import Settings, automatic_reuse
 from stages.generate.pipeline import Pipeline
 from stages.generate.prompts import Prompt
 from stages.generate.reuse import Reuse, SplitUnet
+from stages.generate.settings import Settings, automatic_reuse
 from stages.ldm.model import build_unet
 from stages.params import resolve
 

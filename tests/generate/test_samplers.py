@@ -5,7 +5,8 @@ import torch
 from torch import Generator
 
 from stages.errors import UsageError
-from stages.generate.samplers import SAMPLERS, guided, make_scheduler, normal, sample
+from stages.generate.samplers import guided, make_scheduler, normal, sample
+from stages.generate.settings import SAMPLERS, Settings
 from stages.ldm.folder import scheduler as saved_scheduler
 from stages.params import Ldm
 
@@ -21,7 +22,7 @@ def generators(*seeds):
 def test_every_sampler_draws_from_a_gaussian_with_the_exact_denoiser(name, prediction):
     """For data N(mu, s^2) the best prediction is known in closed form; samples must have that mean and spread."""
     mu, s = 2.0, 0.5
-    scheduler = make_scheduler(name, CONFIG | {"prediction_type": prediction}, 50, 0.0)
+    scheduler = make_scheduler(name, CONFIG | {"prediction_type": prediction}, 50)
     alphas = scheduler.alphas_cumprod
 
     def predict(x, t):
@@ -58,21 +59,29 @@ def test_with_eta_each_clip_has_its_own_noise():
         return 0.1 * x
 
     def run(*seeds):
-        scheduler = make_scheduler("ddim", CONFIG, 10, 1.0)
+        scheduler = make_scheduler("ddim", CONFIG, 10)
         drawn = generators(*seeds)
         return sample(predict, normal((2, 3, 4), drawn), scheduler, drawn, eta=1.0)
 
     assert torch.equal(run(5, 6)[1], run(6)[0])
-    still = sample(predict, normal((2, 3, 4), generators(6)), make_scheduler("ddim", CONFIG, 10, 0.0), generators(6))
+    still = sample(predict, normal((2, 3, 4), generators(6)), make_scheduler("ddim", CONFIG, 10), generators(6))
     assert not torch.allclose(run(6), still, atol=0.1)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("plms", 10, 0.0), "none of ddim"), (("ddim", 0, 0.0), "between 1 and"), (("ddim", 1001, 0.0), "1000"),
-     (("euler", 10, 0.5), "belongs to the sampler ddim"), (("ddim", 10, 1.5), "between 0 and 1")],
+    [(("plms", 10, 0.0, 1), "none of ddim"), (("ddim", 0, 0.0, 1), "--steps 0 is less than 1"),
+     (("euler", 10, 0.5, 1), "belongs to the sampler ddim"), (("ddim", 10, 1.5, 1), "between 0 and 1"),
+     (("ddim", 10, 0.0, 0), "--candidates 0 is less"), (("ddim", 10, 0.0, 1, (0.8, 0.2)), "the lower first"),
+     (("ddim", 10, 0.0, 1, (0.0, 1.0), float("nan")), "--avoid-copies nan"),
+     (("ddim", 10, 0.0, 1, (0.0, 1.0), 0.0, 0), "--reuse 0 is less")],
 )  # fmt: skip
 def test_impossible_settings_are_usage_errors(arguments, said):
-    name, steps, eta = arguments
     with pytest.raises(UsageError, match=said):
-        make_scheduler(name, CONFIG, steps, eta)
+        Settings(*arguments)
+
+
+def test_a_diffusion_has_so_many_steps_and_no_more():
+    assert len(make_scheduler("unipc", CONFIG, 1000).timesteps) == 1000
+    with pytest.raises(UsageError, match="1001 is more than the model's 1000"):
+        make_scheduler("unipc", CONFIG, 1001)

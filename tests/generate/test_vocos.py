@@ -6,8 +6,9 @@ import torch
 from stages import params as parameters
 from stages.errors import ModelError
 from stages.generate.backends import Backend, use_backend
-from stages.generate.pipeline import Pipeline, Settings
+from stages.generate.pipeline import Pipeline
 from stages.generate.prompts import Prompt
+from stages.generate.settings import Settings
 from stages.generate.windows import vocode
 from stages.ldm.folder import save_pipeline
 from stages.ldm.model import load_ldm

@@ -11,9 +11,10 @@ from stages.errors import UsageError
 from stages.generate import stream as stream_room
 from stages.generate.batch import make_clips
 from stages.generate.loop import Loop, resample_ring, stretch_ring
-from stages.generate.pipeline import Pipeline, Settings
+from stages.generate.pipeline import Pipeline
 from stages.generate.prompts import Prompt, with_tempo
 from stages.generate.samplers import normal
+from stages.generate.settings import Settings
 from stages.generate.stream import stream
 from stages.generate.windows import blend, decode_mel, vocode, window_starts, window_weights
 

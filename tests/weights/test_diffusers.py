@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Generator
 
 from stages.errors import ModelError
-from stages.generate.pipeline import Pipeline, Settings
+from stages.generate.pipeline import Pipeline
 from stages.generate.prompts import Prompt
 from stages.generate.samplers import normal
+from stages.generate.settings import Settings
 from stages.store import model_card, verify_model
 from stages.weights import hub
 from stages.weights.describe import describe

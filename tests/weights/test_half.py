@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.generate.manifest import Settings
 from stages.generate.pipeline import Pipeline
 from stages.generate.prompts import Prompt
+from stages.generate.settings import Settings
 from stages.store import model_card, model_digest, verify_model
 from stages.weights.half import export_half
 from tests.conftest import CLIP_SECONDS
