@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from stages.errors import DataError, DiskFullError, ModelError
+from stages.params import Params
 
 CARD = "musicldm.json"
 CARD_SCHEMA = 1
@@ -229,6 +231,19 @@ def model_card(path: Path, kind: str | None = None) -> dict[str, Any]:
     if kind is not None and card.get("kind") != kind:
         raise ModelError(f"{path} holds a {card.get('kind')} model, not a {kind} model.", train)
     return dict(card)
+
+
+def model_params(path: Path, kind: str | None = None) -> Params:
+    """The parameters that a model folder was made with. Raises ModelError as `model_card`, and for unknown ones."""
+    card = model_card(path, kind)
+    try:
+        return Params.model_validate(card.get("params"))
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"])) or "all of them"
+        raise ModelError(
+            f"{path} was made by musicldm {card.get('musicldm')} with parameters that this version does not read "
+            f"({where}).", "Update musicldm."
+        ) from error  # fmt: skip
 
 
 def verify_model(path: Path) -> list[str]:

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from stages import store
+from stages import params, store
 from stages.errors import DataError, ModelError
 
 
@@ -102,3 +102,18 @@ def test_wrong_models_are_refused(tmp_path):
     (folder / store.CARD).write_text(json.dumps(card | {"schema": 99}))
     with pytest.raises(ModelError, match="schema 99"):
         store.model_card(folder)
+
+
+def test_a_model_of_another_version_names_the_parameter(tmp_path):
+    folder = tmp_path / "model"
+    with store.model_folder(folder, "vae", {"params": params.preset("tiny").model_dump(mode="json")}):
+        pass
+    assert store.model_params(folder) == params.preset("tiny")
+    card = json.loads((folder / store.CARD).read_text())
+    card["params"]["vae"]["colour"] = "red"
+    (folder / store.CARD).write_text(json.dumps(card))
+    with pytest.raises(ModelError, match=r"does not read \(vae\.colour\)"):
+        store.model_params(folder)
+    (folder / store.CARD).write_text(json.dumps(card | {"params": None}))
+    with pytest.raises(ModelError, match="all of them"):
+        store.model_params(folder)

@@ -19,7 +19,7 @@ from transformers.utils.logging import disable_progress_bar
 from stages.audio.mel import clap_mel
 from stages.errors import DataError, ModelError
 from stages.params import Params
-from stages.store import model_card
+from stages.store import model_params
 
 TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 ROBERTA_POSITIONS = 514  # as in every public RoBERTa, so that public weights fit
@@ -172,7 +172,7 @@ def windows(waveform: Tensor, size: int) -> Tensor:
 
 def load_clap(folder: Path) -> Clap:
     """The CLAP of a trained `clap` or `ldm` folder, in eval mode. Raises ModelError."""
-    params = Params.model_validate(model_card(folder)["params"])
+    params = model_params(folder)
     return Clap(params, *_read(params, folder / TEXT_ENCODER, folder / TOKENIZER)).eval()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stages.errors import ModelError
 from stages.ldm.conditioning import with_null
 from stages.params import Params
-from stages.store import model_card
+from stages.store import model_params
 from stages.training.checkpoint import load_weights
 
 UNET, NULL = "unet", "null_condition.safetensors"
@@ -72,7 +72,7 @@ class LatentDiffusion(nn.Module):
 
 def load_ldm(folder: Path) -> LatentDiffusion:
     """UNet and null condition of a trained pipeline folder, in eval mode. Raises ModelError."""
-    params = Params.model_validate(model_card(folder, "ldm")["params"])
+    params = model_params(folder, "ldm")
     with torch.device("meta"):  # see load_weights
         unet = build_unet(params)
     model = LatentDiffusion(params, unet)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stages.errors import ModelError
 from stages.params import Params
-from stages.store import model_card
+from stages.store import model_params
 from stages.training.checkpoint import load_weights
 
 FOLDER = "vae"  # inside a model folder
@@ -63,7 +63,7 @@ def _last(image: Tensor) -> Tensor:
 
 def load_vae(folder: Path) -> Vae:
     """The VAE of a `vae` or `ldm` model folder, in eval mode. Raises ModelError when it is not whole."""
-    params = Params.model_validate(model_card(folder)["params"])
+    params = model_params(folder)
     try:
         with torch.device("meta"):  # see load_weights
             network = AutoencoderKL.from_config(AutoencoderKL.load_config(str(folder / FOLDER), local_files_only=True))

@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from stages.audio.mel import clip_mel
 from stages.errors import ModelError
 from stages.params import Params
-from stages.store import model_card
+from stages.store import model_params
 from stages.training.checkpoint import load_weights
 from stages.vocoder.vocos import InverseStft, Vocos, VocosConfig
 
@@ -97,7 +97,7 @@ class Vocoder(nn.Module):
 
 def load_vocoder(folder: Path) -> Vocoder:
     """The vocoder of a `vocoder` or `ldm` model folder, in eval mode. Raises ModelError when it is not whole."""
-    params = Params.model_validate(model_card(folder)["params"])
+    params = model_params(folder)
     kind, config_class = (
         (Vocos, VocosConfig) if params.vocoder.architecture == "vocos" else (SpeechT5HifiGan, SpeechT5HifiGanConfig)
     )

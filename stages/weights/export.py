@@ -10,7 +10,7 @@ from stages.errors import ModelError
 from stages.ldm.diffusion import alphas_cumprod
 from stages.ldm.model import load_ldm
 from stages.params import Params
-from stages.store import atomic_file, model_card
+from stages.store import atomic_file, model_params
 from stages.vae.model import load_vae
 from stages.vocoder.model import load_vocoder
 from stages.weights import names
@@ -26,7 +26,7 @@ def export_public(model: Path, out: Path) -> Path:
     The learned null condition goes along as `null_condition`, which the public loader passes over: it guides
     away from the empty prompt. Raises ModelError for networks that the public layout has no place for.
     """
-    params = Params.model_validate(model_card(model, "ldm")["params"])
+    params = model_params(model, "ldm")
     _check(params)
     ldm, clap, vae, vocoder = load_ldm(model), load_clap(model), load_vae(model), load_vocoder(model)
     state = {names.UNET + names.unet_name(name, params.ldm): t for name, t in ldm.unet.state_dict().items()}
