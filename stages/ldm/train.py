@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Unpack
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,7 +19,7 @@ from stages.params import Ldm, Params
 from stages.store import model_card, model_digest
 from stages.training.card import of_training
 from stages.training.checkpoint import training_identity
-from stages.training.devices import is_main_process
+from stages.training.devices import is_main_process, processes
 from stages.training.draws import DRAW, generators, integers, normal, uniform
 from stages.training.loop import History, Options, train
 from stages.training.samples import Sample
@@ -49,7 +48,7 @@ class LdmTask:
         self.dataset = LatentDataset(latents, shards.tracks, "train", self.ldm.condition)
         self.valid_dataset = LatentDataset(latents, shards.tracks, "valid", self.ldm.condition)
         self.mixer, self.listener = mixer, listener
-        per_step = self.settings.batch_size / _world()[1] * self.ldm.mixup_probability
+        per_step = self.settings.batch_size / processes().num_processes * self.ldm.mixup_probability
         self.bank = Bank(mixer, per_step) if mixer is not None and self.ldm.mixup_bank else None
         torch.manual_seed(self.settings.seed)
         self.model = LatentDiffusion(params, build_unet(params))
@@ -109,7 +108,7 @@ class LdmTask:
         if not len(places):
             return z, condition
         if self.bank is not None:
-            mixed, conditions = self.bank.draw(step, len(places), _world()[0], z.device)
+            mixed, conditions = self.bank.draw(step, len(places), processes().process_index, z.device)
         else:
             mixed, conditions = self.mixer.make(batch[DRAW].to(places.device)[places].tolist(), 0, z.device)
         return z.index_copy(0, places, mixed), condition.index_copy(0, places, conditions)
@@ -127,12 +126,6 @@ class LdmTask:
         if gamma is None or not weighted:
             return losses
         return losses * diffusion.min_snr_weights(alpha_bar, gamma, self.ldm.prediction)
-
-
-def _world() -> tuple[int, int]:
-    """This process's rank, and how many there are."""
-    state = PartialState()
-    return state.process_index, state.num_processes
 
 
 def build_task(params: Params, latents: Path, shards: Path, clap: Path, vae: Path, vocoder: Path) -> LdmTask:

@@ -26,11 +26,17 @@ def build_accelerator(settings: Training) -> Accelerator:
         precision = "bf16" if (torch.cuda.is_bf16_supported() if cuda else cpu_multiplies_bfloat16()) else "fp32"
     if precision == "fp16" and not torch.cuda.is_available():
         raise ParamsError("precision: fp16 needs a GPU.", "Use precision: auto, bf16 or fp32.")
-    AcceleratorState._reset_state()  # or one process could not train first in fp32, then in bf16
+    AcceleratorState._reset_state(reset_partial_state=True)  # or one process could not train twice, each in its way
+    processes()
     return Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+
+
+def processes() -> PartialState:
+    """This process among all of its training. Without GPUs Accelerate must be told, or each would train alone."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 @contextmanager
@@ -57,7 +63,7 @@ def leave_processes() -> None:
 
 def is_main_process() -> bool:
     """Whether this process is the one of its training that writes and reports."""
-    return bool(PartialState().is_main_process)
+    return bool(processes().is_main_process)
 
 
 @contextmanager

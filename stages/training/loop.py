@@ -98,6 +98,7 @@ class Run:
         self.run = root / checkpoint.digest(identity)
         self.progress, self.log, self.warn = progress, log, warn
         self.accelerator = build_accelerator(self.settings)
+        check_shards(self.accelerator, self.state, task.name)
         self.position, self.history = Position(), History(self.run)
         self.clock = Clock()
         self.sharding: Sharding | None = None

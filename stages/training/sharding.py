@@ -5,10 +5,12 @@ of processes, sharded or not.
 """
 
 import copy
+import os
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -17,17 +19,30 @@ from stages.errors import ParamsError
 from stages.training.state import State
 
 
+def check_shards(accelerator: Accelerator, state: State, name: str) -> None:
+    """Raise ParamsError where shards were asked for and the training `name` cannot have them."""
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and accelerator.num_processes > 1
+    if not asked:
+        return
+    scalars = any(not parameter.ndim for parameter in state.network.parameters())
+    if len(state.modules) > 1 or scalars:
+        raise ParamsError(
+            f"The training of {name} cannot be spread in shards (FSDP); only that of the diffusion model can.",
+            "Train it with a copy on each device: accelerate launch --config_file docs/accelerate/ddp.yaml",
+        )
+    if accelerator.distributed_type is not DistributedType.FSDP:  # Accelerate would train copies and say nothing
+        raise ParamsError(
+            "Shards (FSDP) need GPUs, and there are none.",
+            "On CPUs train with a copy in each process: accelerate launch --config_file docs/accelerate/cpu.yaml",
+        )
+    if not accelerator.is_fsdp2:
+        raise ParamsError("Shards need FSDP's version 2.", "Set fsdp_version: 2, as docs/accelerate/fsdp.yaml does.")
+
+
 class Sharding:
-    """The shards of a state, made of the whole of it and put together again."""
+    """The shards of a state that `check_shards` let pass, made of the whole of it and put together again."""
 
     def __init__(self, accelerator: Accelerator, state: State) -> None:
-        """`state` with its modules whole; raises ParamsError for what cannot be sharded."""
-        scalars = any(not parameter.ndim for parameter in state.network.parameters())
-        if len(state.modules) > 1 or scalars or not accelerator.is_fsdp2:
-            raise ParamsError(
-                "Only the diffusion model can be sharded (FSDP, version 2).",
-                "Train this network with a copy on each device (DDP): see docs/guide-training.md.",
-            )
         self.accelerator, self.state = accelerator, state
         ((self.name, self.module),) = state.modules.items()
         for module in (self.module, *([state.ema] if state.ema is not None else [])):
