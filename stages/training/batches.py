@@ -1,5 +1,6 @@
 """From a dataset to the batches of a training's steps, and what they cost."""
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from stages.data.dataset import Draw, collate
 from stages.training.draws import DRAW
 from stages.training.signals import leave_to_parent
 
 Batch = dict[str, Tensor]
+PIPE_BYTES = 16_384  # a quarter of what a pipe holds before its writer must wait for its reader
 
 
 class WithDraws(Dataset):
@@ -22,22 +24,40 @@ class WithDraws(Dataset):
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, draws: list[Draw]) -> Batch:
+    def __getitems__(self, draws: list[Draw]) -> dict[str, Any]:
         whole = hasattr(self.dataset, "__getitems__")
         batch = self.dataset.__getitems__(draws) if whole else default_collate([self.dataset[draw] for draw in draws])
-        return {**batch, DRAW: torch.tensor([seed for _, seed in draws])}
+        batch = {**batch, DRAW: torch.tensor([seed for _, seed in draws])}
+        if get_worker_info() is None:
+            return batch
+        return {key: value.numpy() if value.nbytes <= PIPE_BYTES else value for key, value in batch.items()}
 
 
 def loader(dataset: Any, draws: Iterable[list[Draw]], device: torch.device, workers: int = 0) -> DataLoader:
-    """Batches of the dataset, one for each list of draws."""
+    """Batches of the dataset, one for each list of draws; `on_device` makes tensors of all that is in them.
+
+    A worker sends what is small as arrays, in the message itself: for each tensor its parent must ask it again, and
+    wait until it gets a turn beside the step.
+    """
     return DataLoader(
         WithDraws(dataset),
         batch_sampler=draws,
         num_workers=workers,
         collate_fn=collate,
-        worker_init_fn=leave_to_parent,
+        worker_init_fn=begin_worker,
         pin_memory=device.type == "cuda",
     )
+
+
+def begin_worker(worker: int) -> None:
+    """A worker hands a batch over by a second thread while it makes the next: let that not wait 5 ms for its turn."""
+    leave_to_parent(worker)
+    sys.setswitchinterval(1e-4)
+
+
+def on_device(batch: dict[str, Any], device: torch.device) -> Batch:
+    """A loader's batch as tensors on the device."""
+    return {key: torch.as_tensor(value).to(device, non_blocking=True) for key, value in batch.items()}
 
 
 def micro_batches(batch: Batch, count: int) -> list[Batch]:
@@ -57,7 +77,7 @@ class Clock:
     def __init__(self) -> None:
         self.begun, self.waited, self.steps = time.perf_counter(), 0.0, 0
 
-    def waits(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def waits(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The batches, with the time it takes to have each."""
         source = iter(batches)
         while True:

@@ -22,13 +22,13 @@ from stages.errors import Interrupted, ModelError, ParamsError
 from stages.progress import Progress, silent
 from stages.store import write_json
 from stages.training import checkpoint
-from stages.training.batches import Batch, Clock, loader, micro_batches, step_seed
+from stages.training.batches import Batch, Clock, loader, micro_batches, on_device, step_seed
 from stages.training.checkpoint import Position
 from stages.training.clips import spread
 from stages.training.devices import Backpropagation, build_accelerator, float_norms, lost_processes
 from stages.training.log import Journal, journal, show
 from stages.training.samples import Sample
-from stages.training.sharding import Sharding
+from stages.training.sharding import Sharding, check_shards
 from stages.training.signals import stop_signals
 from stages.training.state import Sampling, State, Task, averaged_weights
 
@@ -197,10 +197,7 @@ class Run:
         )  # fmt: skip
         batches = loader(self.task.dataset, sampler, self.accelerator.device, settings.workers)
         for step, batch in enumerate(self.clock.waits(batches), start=self.position.step):
-            yield step, self._to_device(batch)
-
-    def _to_device(self, batch: Batch) -> Batch:
-        return {key: value.to(self.accelerator.device, non_blocking=True) for key, value in batch.items()}
+            yield step, on_device(batch, self.accelerator.device)
 
     def step(self, batch: Batch, step: int, backward: Backpropagation, written: Journal) -> None:
         """One optimizer step over all micro-batches, or none where a loss or gradient is not finite."""
@@ -268,7 +265,7 @@ class Run:
         generator = torch.Generator().manual_seed(self.settings.seed)
         sums: dict[str, float] = {}
         for batch in loader(self.task.valid_dataset, batches, self.accelerator.device):
-            for name, value in self.task.validate(self._to_device(batch), generator).items():
+            for name, value in self.task.validate(on_device(batch, self.accelerator.device), generator).items():
                 sums[name] = sums.get(name, 0.0) + float(value) / len(batches)
         return sums
 
@@ -278,7 +275,9 @@ class Run:
             return []
         draws = spread(self.task.valid_dataset, self.settings.samples)
         (batch,) = loader(self.task.valid_dataset, [draws], self.accelerator.device)
-        return self.task.samples(self._to_device(batch), torch.Generator().manual_seed(self.settings.seed))
+        return self.task.samples(
+            on_device(batch, self.accelerator.device), torch.Generator().manual_seed(self.settings.seed)
+        )
 
     def valid_batches(self) -> list[list[Draw]]:
         """The draws of a validation; none without a valid split."""
