@@ -1,6 +1,9 @@
-"""CLAP's training on real clips: one clip a track, learning; over two processes see tests/training."""
+"""CLAP's training on real clips: one clip a track, learning, its gradients over two processes."""
+
+import sys
 
 import pytest
+import torch
 
 from stages.clap.model import load_clap
 from stages.clap.train import ClapTask, train_clap
@@ -8,8 +11,10 @@ from stages.data.dataset import StepBatches
 from stages.data.shards import ShardReader, write_shards
 from stages.params import resolve
 from stages.store import model_card
+from tests.clap.two_ranks import features, loss_of
 from tests.ldm.toy import TOY, write_collection
 from tests.training.demo import demo_shards
+from tests.training.networks import environments, started
 from tests.training.toy import batch_of
 
 
@@ -55,3 +60,15 @@ def test_it_overfits_four_real_clips(tmp_path):
     chosen = params(100, batch_size=4, learning_rate=5e-4, warmup_steps=30, schedule="constant", valid_every=100)
     history = train_clap(chosen, demo_shards(tmp_path / "demo", chosen, 2.6), tmp_path / "clap", tmp_path / "ck")
     assert history.losses["loss"] < 0.1  # chance is log 4 = 1.39
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradient_of_the_whole_batch(tmp_path):
+    """Averaged over both, as DDP does it, though each has half the clips and captions."""
+    call = [sys.executable, "-m", "tests.clap.two_ranks", str(tmp_path)]
+    with started(call, environments(2)) as ranks:
+        assert [process.wait(timeout=150) for process in ranks] == [0, 0]
+    network, x, text = features()
+    loss_of(network(x), text).backward()
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt", weights_only=True), network.weight.grad)

@@ -6,7 +6,10 @@ is one process of several that tests start, with copies of the network or with s
 """
 
 import os
+import socket
+import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -58,11 +61,29 @@ def build(name, work, params, dropout=True):
     return task
 
 
-def environment(rank, world, port, **more):
-    """What Accelerate's launcher tells a process of several on one machine, or of one."""
-    several = {"WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-               "MASTER_PORT": str(port)}  # fmt: skip
-    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **several, **more}
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def started(call, environments, **options):
+    """One process of `call` for each environment; none is left behind to compute beside later tests."""
+    processes = [subprocess.Popen(call, env=variables, **options) for variables in environments]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def environments(world, **more):
+    """What Accelerate's launcher tells each process of several on one machine, or of one."""
+    several = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common = {**os.environ, "OMP_NUM_THREADS": "1", **several, **more}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
 
 
 SHARDED = {"ACCELERATE_USE_FSDP": "true"} | {

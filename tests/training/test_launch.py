@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +16,7 @@ from accelerate.utils import DistributedType
 from stages.errors import ParamsError
 from stages.training.sharding import check_shards
 from tests.ldm.toy import TOY
-from tests.training.networks import ACCELERATE, NAMES, SHARDED, build, environment, params_of
-from tests.training.test_networks import free_port
+from tests.training.networks import ACCELERATE, NAMES, SHARDED, build, environments, free_port, params_of, started
 
 
 def musicldm(project, work, name, *more):
@@ -53,18 +55,15 @@ def test_shards_are_of_the_diffusion_model_only(project, monkeypatch, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_command_refuses_shards_with_code_3_and_leaves_nothing(project, tmp_path, name):
     """Both processes end by themselves, though there is no GPU in the test: so even the diffusion model is refused."""
-    call, port = [sys.executable, *musicldm(project, tmp_path, name)], free_port()
-    ranks = [
-        subprocess.Popen(call, env=environment(n, 2, port, **SHARDED), stdout=subprocess.PIPE, text=True)
-        for n in (0, 1)
-    ]
-    for process in ranks:
-        said, _ = process.communicate(timeout=120)
-        error = json.loads(said)["error"]
-        assert (process.returncode, error["code"]) == (3, 3)
-        wanted = "Shards (FSDP) need GPUs" if name == "ldm" else f"The training of {name} cannot be spread in shards"
-        assert error["message"].startswith(wanted)
-        assert error["remedy"]
+    call = [sys.executable, *musicldm(project, tmp_path, name)]
+    with started(call, environments(2, **SHARDED), stdout=subprocess.PIPE, text=True) as ranks:
+        wanted = "Shards (FSDP) need GPUs" if name == "ldm" else f"The training of {name} cannot be spread"
+        for process in ranks:
+            said, _ = process.communicate(timeout=120)
+            error = json.loads(said)["error"]
+            assert (process.returncode, error["code"]) == (3, 3)
+            assert error["message"].startswith(wanted)
+            assert error["remedy"]
     assert [file.name for file in tmp_path.iterdir()] == ["params.yaml"]
 
 
@@ -84,3 +83,30 @@ def test_accelerates_launcher_joins_two_processes_without_gpus(project, tmp_path
         assert found.get("processes", 2) == 2
     assert len(list(tmp_path.glob("checkpoints/vae/*"))) == 1
     assert (tmp_path / "models" / "vae").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
+def test_a_signal_ends_the_command_with_130_and_its_state_saved(project, tmp_path, world, number):
+    """Ctrl-C reaches loader workers too; SIGTERM of one process of two stops both behind the same step."""
+    call = [sys.executable, *musicldm(project, tmp_path, "vae", "-S", "vae.train.checkpoint_every=9999")]
+    long, deadline = ["-S", "vae.train.steps=9999"], time.monotonic() + 120
+    options = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    with started([*call, *long], environments(2) if world == 2 else [None], **options) as ranks:
+        while not list(tmp_path.glob("checkpoints/vae/*/log.jsonl")):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        if world == 1:
+            os.killpg(ranks[0].pid, number)
+        else:
+            ranks[1].send_signal(number)
+        errors = [json.loads(process.communicate(timeout=60)[0])["error"] for process in ranks]
+    assert [process.returncode for process in ranks] == [130] * world
+    (step,) = {
+        int(re.match(r"Stopped at step (\d+) of 9999; the state is in", error["message"])[1]) for error in errors
+    }
+    (run,) = (tmp_path / "checkpoints" / "vae").iterdir()
+    assert (run / f"step-{step:08d}").is_dir()
+    more = ["-S", f"vae.train.steps={step + 1}", "--resume"]
+    done = subprocess.run([*call, *more], stdout=subprocess.PIPE, text=True, check=True, timeout=120)
+    assert json.loads(done.stdout)["resumed_at"] == step

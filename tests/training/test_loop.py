@@ -1,8 +1,6 @@
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +13,7 @@ from stages.params import preset
 from stages.training import checkpoint, loop
 from stages.training.loop import train
 from stages.training.state import averaged_weights, build_scheduler, ema_decay
+from tests.training.networks import environments, started
 from tests.training.toy import ToyTask, Vectors, bits, settings
 
 IDENTITY = {"toy.size": "8", "data": "abc"}
@@ -277,16 +276,9 @@ def test_step_seeds_differ_by_step_and_rank():
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulation", ["1", "2"])
 def test_two_processes_equal_one_at_the_same_global_batch(tmp_path, accumulation):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                   "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "ACCUMULATION": accumulation}  # fmt: skip
-    script = [sys.executable, str(Path(__file__).with_name("toy.py")), str(tmp_path)]
-    ranks = [
-        subprocess.Popen(script, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)
-    ]
-    assert [process.wait(timeout=240) for process in ranks] == [0, 0]
+    call = [sys.executable, "-m", "tests.training.toy", str(tmp_path)]
+    with started(call, environments(2, ACCUMULATION=accumulation)) as ranks:
+        assert [process.wait(timeout=240) for process in ranks] == [0, 0]
     alone, _, _ = run(tmp_path / "alone", ToyTask(settings(steps=5), noise=False))
     both = torch.load(tmp_path / "weights.pt", weights_only=True)
     for a, b in zip(both, alone.state.network.parameters(), strict=True):

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import time
 
@@ -13,14 +12,19 @@ from accelerate.commands.config.config_args import load_config_from_file
 
 from stages.errors import ParamsError
 from stages.training.loop import train
-from tests.training.networks import ACCELERATE, IDENTITY, NAMES, SHARDED, build, command, environment, last, params_of
+from tests.training.networks import (
+    ACCELERATE,
+    IDENTITY,
+    NAMES,
+    SHARDED,
+    build,
+    command,
+    environments,
+    last,
+    params_of,
+    started,
+)
 from tests.training.toy import bits
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def distance(these, those):
@@ -53,9 +57,8 @@ def test_two_processes_equal_one_at_the_same_global_batch(project, alone, tmp_pa
 
     Without the statistics of all clips together CLAP's gradients are 0.45 apart, not 0.0003.
     """
-    port = free_port()
-    ranks = [subprocess.Popen(command(project.work, tmp_path, *NAMES), env=environment(n, 2, port)) for n in (0, 1)]
-    assert [process.wait(timeout=280) for process in ranks] == [0, 0]
+    with started(command(project.work, tmp_path, *NAMES), environments(2)) as ranks:
+        assert [process.wait(timeout=280) for process in ranks] == [0, 0]
     for name in NAMES:
         same_training(tmp_path, alone[0], name)
 
@@ -84,10 +87,9 @@ def test_configurations_are_accelerates_own():
 def test_shards_over_two_processes_equal_one_and_go_on_as_one(project, alone, tmp_path):
     """FSDP2 of the diffusion model; what it saves is whole, and one process goes on from it, and two from one."""
     for steps, world, more in ((3, 2, SHARDED), (5, 1, {}), (6, 2, SHARDED)):
-        port = free_port()
         call = command(project.work, tmp_path, "ldm", f"ldm.train.steps={steps}", "ldm.train.samples=1")
-        ranks = [subprocess.Popen(call, env=environment(n, world, port, **more)) for n in range(world)]
-        assert [process.wait(timeout=180) for process in ranks] == [0] * world
+        with started(call, environments(world, **more)) as ranks:
+            assert [process.wait(timeout=180) for process in ranks] == [0] * world
     same_training(tmp_path, alone[0], "ldm")
 
 
@@ -157,21 +159,17 @@ def test_fp16_without_a_gpu_is_refused_in_one_sentence(project, tmp_path):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others_and_leaves_a_checkpoint_to_go_on_from(project, tmp_path, victim):
     """The other one ends by itself within 30 s, in one sentence; the same training goes on in one process."""
-    port, long = free_port(), "vae.train.steps=500"
-    arguments = command(project.work, tmp_path, "vae", long, "vae.train.checkpoint_every=3")
-    ranks = [
-        subprocess.Popen(arguments, env=environment(n, 2, port), stderr=subprocess.PIPE, text=True) for n in (0, 1)
-    ]
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("vae/*/step-00000006")):
-        assert all(process.poll() is None for process in ranks)
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    ranks[victim].kill()
-    _, said = ranks[1 - victim].communicate(timeout=30)
+    long, deadline = "vae.train.steps=500", time.monotonic() + 120
+    call = command(project.work, tmp_path, "vae", long, "vae.train.checkpoint_every=3")
+    with started(call, environments(2), stderr=subprocess.PIPE, text=True) as ranks:
+        while not list(tmp_path.glob("vae/*/step-00000006")):
+            assert all(process.poll() is None for process in ranks)
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        ranks[victim].kill()
+        _, said = ranks[1 - victim].communicate(timeout=30)
     assert ranks[1 - victim].returncode == 1  # 130 through the command line
     assert "Interrupted: Another process of this training is gone; its last checkpoint is in" in said
-    ranks[victim].communicate()
     task = build("vae", project.work, params_of(long), dropout=False)
     stop = task.step
 
