@@ -1,4 +1,4 @@
-"""What training costs: `python benchmarks/train.py [--json FILE] [--work DIR] [--parts steps mixup memory]`.
+"""What training costs: `python benchmarks/train.py [--json FILE] [--work DIR] [--parts steps mixup memory estimate]`.
 
 `steps`: every network of the preset `small` in fp32 and in bf16, before and after its adversary begins: the median
 step, the ratio of both, and the share of a step that is waiting for the loader (the preset's own workers, batches of
@@ -6,6 +6,8 @@ real shards and latents). `mixup`: the LDM's mean step with BLM at p = 0.5 again
 steps the part that makes mixed clips is timed by itself and put in as the bank's schedule has it over the whole
 training, its first filling included; what the measured steps themselves took is printed beside. `memory`: the
 highest resident memory of two steps at the preset `paper` with batch 1, each network in a process of its own.
+`estimate`: the seconds that `musicldm train NETWORK --estimate` foretells of the preset `tiny`, against those of the
+training itself, one after the other.
 
 Networks are untrained, which changes no time. The music is that of DIR/shards, or without --work of 24 demo tracks,
 which are prepared first by the usual commands.
@@ -47,7 +49,7 @@ from stages.vocoder.train import VocoderTask
 
 DEMO = Path(__file__).parents[1] / "data" / "demo"
 NETWORKS = ("clap", "vae", "vocoder", "ldm")
-PARTS = ["steps", "mixup", "memory"]
+PARTS = ["steps", "mixup", "memory", "estimate"]
 WARM = 3  # steps before any is measured
 SHORTEST = 4.0  # seconds that are measured at least
 SHORT = ["clap.text_init=null", "clap.text_sha256=null", "latents.grid_seconds=40", "latents.downbeats_per_track=6"]
@@ -238,6 +240,27 @@ def memory(work: Path) -> dict[str, float]:
     return figures
 
 
+def estimates(work: Path) -> dict[str, float]:
+    """By the command; what the loop took counts its start, checkpoints and samples, which are not foretold."""
+    figures = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        call = [sys.executable, "-m", "musicldm_cli", "--json", "--work", temporary]
+        places = ["--shards", str(work / "shards"), "-S", "preset=tiny"]
+
+        def command(*words: str) -> Any:
+            done = subprocess.run([*call, *words, *places], check=True, stdout=subprocess.PIPE, text=True)
+            return json.loads(done.stdout)
+
+        for name in NETWORKS:
+            if name == "ldm":
+                command("prep", "latents")
+            foretold = command("train", name, "--estimate")["total_seconds"]
+            taken = command("train", name)["seconds"]
+            print(f"  {name:8} foretold {foretold:.1f} s, taken {taken:.1f} s, x {taken / foretold:.2f}", flush=True)
+            figures |= {f"tiny_{name}_foretold_seconds": foretold, f"tiny_{name}_taken_seconds": taken}
+    return figures
+
+
 def _nobody(_text: str) -> None:
     return None
 
@@ -275,6 +298,9 @@ def main() -> None:
         if "memory" in chosen.parts:
             print("Memory at `paper`, batch 1, fp32:", flush=True)
             figures |= memory(work)
+        if "estimate" in chosen.parts:
+            print("Estimate and training of `tiny`:", flush=True)
+            figures |= estimates(work)
     if chosen.json:
         chosen.json.write_text(json.dumps(figures, indent=2) + "\n")
 

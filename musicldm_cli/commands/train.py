@@ -104,6 +104,7 @@ def show(found: Session, history: History, out: Path) -> None:
         steps=history.steps,
         resumed_at=history.resumed_at,
         skipped=history.skipped,
+        seconds=round(history.seconds, 2),
         valid=figures,
         **history.figures,
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stages.errors import UsageError
-from stages.training.estimate import estimate, sizes
+from stages.training.estimate import MEASURED, WARM, estimate, sizes
 from stages.training.loop import train
 from stages.training.samples import Sample
 from tests.training.toy import ToyTask, settings
@@ -29,10 +29,13 @@ class TwoPhases(ToyTask):
 
 def test_an_estimate_sums_up_its_phases_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = estimate(TwoPhases(settings(steps=1000)))
+    task = TwoPhases(settings(steps=1000))
+    found = estimate(task)
     assert list(tmp_path.iterdir()) == []
     assert list(found.step_seconds) == [0, 400]  # the third would begin behind the end
-    assert 0.01 <= found.step_seconds[0] < 0.05 <= found.step_seconds[400]
+    assert [step for step, _ in task.seen] == [*range(WARM + MEASURED), *range(400, 400 + WARM + MEASURED)]
+    assert found.step_seconds[0] >= 0.01
+    assert found.step_seconds[400] >= 0.05
     bounds = [*found.step_seconds, 1000]
     wanted = sum((b - a) * found.step_seconds[a] for a, b in pairwise(bounds)) + 250
     wanted += 250 * found.valid_seconds  # at every fourth step
