@@ -90,7 +90,7 @@ def test_accelerates_launcher_joins_two_processes_without_gpus(project, tmp_path
 def test_a_signal_ends_the_command_with_130_and_its_state_saved(project, tmp_path, world, number):
     """Ctrl-C reaches loader workers too; SIGTERM of one process of two stops both behind the same step."""
     call = [sys.executable, *musicldm(project, tmp_path, "vae", "-S", "vae.train.checkpoint_every=9999")]
-    long, deadline = ["-S", "vae.train.steps=9999"], time.monotonic() + 120
+    long, deadline = ["-S", "vae.train.steps=9999"], time.monotonic() + 240
     options = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
     with started([*call, *long], environments(2) if world == 2 else [None], **options) as ranks:
         while not list(tmp_path.glob("checkpoints/vae/*/log.jsonl")):
@@ -100,7 +100,7 @@ def test_a_signal_ends_the_command_with_130_and_its_state_saved(project, tmp_pat
             os.killpg(ranks[0].pid, number)
         else:
             ranks[1].send_signal(number)
-        errors = [json.loads(process.communicate(timeout=60)[0])["error"] for process in ranks]
+        errors = [json.loads(process.communicate(timeout=120)[0])["error"] for process in ranks]
     assert [process.returncode for process in ranks] == [130] * world
     (step,) = {
         int(re.match(r"Stopped at step (\d+) of 9999; the state is in", error["message"])[1]) for error in errors
