@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stages.errors import UsageError
+from stages.training import estimate as estimating
 from stages.training.estimate import MEASURED, WARM, estimate, sizes
 from stages.training.loop import train
 from stages.training.samples import Sample
@@ -29,6 +30,7 @@ class TwoPhases(ToyTask):
 
 def test_an_estimate_sums_up_its_phases_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(estimating, "SHORTEST", 0.0)
     task = TwoPhases(settings(steps=1000))
     found = estimate(task)
     assert list(tmp_path.iterdir()) == []
