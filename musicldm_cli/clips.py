@@ -119,9 +119,17 @@ class GateOptions:
         check_gate(self.most, self._tries)
 
     def find_index(self, found: Session, params: Params, model: Path) -> Path | None:
-        """The index that was named, else that of the training shards, which is built if need be; None: no gate."""
+        """The index that was named, else that of the training shards, which is built if need be; None: no gate.
+
+        Raises DataError when there are no shards.
+        """
         if not self.wanted or self.index is not None:
             return self.index
+        if not found.layout.shards.is_dir():
+            raise DataError(
+                f"There is no training music in {found.layout.shards} to compare clips with.",
+                "Name its index, made by `musicldm eval index`: --index DIR",
+            )
         return _training_index(found, params, next(path for path in (found.layout.clap, model) if path.is_dir()))
 
     def identity(self, index: Path | None) -> dict[str, Any]:
@@ -228,7 +236,8 @@ def show(
         pictures = [path.with_suffix(".png") for path in paths]
         lines += [f"{picture}  spectrogram" for picture in pictures]
         paths += pictures
-    lines.append(f"{len(made)} clips in {taken:.1f} s" + (f"; {skipped} were there already." if skipped else "."))
+    there = f"; {skipped} {'was' if skipped == 1 else 'were'} there already." if skipped else "."
+    lines.append(f"{len(made)} clip{'' if len(made) == 1 else 's'} in {taken:.1f} s{there}")
     close = [row for row in rows if row.get("too_close")]
     if bad or close:
         found.output.say("\n".join(lines))

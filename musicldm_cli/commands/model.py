@@ -2,12 +2,13 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from musicldm_cli.commands import model_import
 from musicldm_cli.session import session
+from stages.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Look into, check, import and export trained models.")
 app.add_typer(model_import.app, name="import")
@@ -61,12 +62,21 @@ def info(context: typer.Context, folder: Folder) -> None:
 
     about = describe(folder)
     networks = about["networks"]
-    lines = [f"{key:16} {value}" for key, value in about.items() if key != "networks" and value is not None]
+    lines = [f"{key:16} {_plain(value)}" for key, value in about.items() if key != "networks" and value is not None]
     lines += [
         f"  {name:16} {size['parameters'] / 1e6:9.3f} M parameters  {size['megabytes']:9} MB  {size['format']}"
         for name, size in networks.items()
     ]
     session(context).output.result("\n".join(lines), [folder], **about)
+
+
+def _plain(value: Any) -> str:
+    """What a card holds, in words: [{"file": "a.ckpt", "sha256": ...}] -> "file a.ckpt, sha256 ..."."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(each)}" for key, each in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(_plain, value)) if any(isinstance(each, dict) for each in value) else str(value)
+    return str(value)
 
 
 @app.command()
@@ -92,10 +102,16 @@ def export(
         Layout,
         typer.Option(help="A MusicLDMPipeline's folder, the public MusicLDM's file, or our own in half precision."),
     ] = (Layout.DIFFUSERS),
+    licence: Annotated[str | None, typer.Option(help="Its terms, for the card of --to half.")] = None,
+    training_data: Annotated[str | None, typer.Option(help="What it learned from, for the card of --to half.")] = None,
 ) -> None:
     """Write a model for other programs (a diffusers folder, or one musicldm-ckpt.ckpt), or at half its size."""
     from stages.store import refuse_existing
 
+    given = {"licence": licence, "training_data": training_data}
+    stated = {key: value for key, value in given.items() if value is not None}
+    if stated and to is not Layout.HALF:
+        raise UsageError("--licence and --training-data belong to --to half.")
     refuse_existing(out)
     if to is Layout.DIFFUSERS:
         from stages.weights.diffusers_folder import export_diffusers
@@ -107,7 +123,7 @@ def export(
     if to is Layout.HALF:
         from stages.weights.half import export_half
 
-        export_half(folder, out)
+        export_half(folder, out, stated)
         session(context).output.result(f"{out} is {folder} in half precision.", [out])
         return
     from stages.weights.export import export_public

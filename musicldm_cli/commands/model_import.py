@@ -130,8 +130,10 @@ def _about(like: str, licence: str | None) -> dict[str, Any]:
 
 
 def _done(found: Session, target: Path, about: dict[str, Any], remarks: list[str]) -> None:
+    from stages.weights.describe import UNKNOWN
+
     for remark in remarks:
         found.output.say(remark)
-    terms = about.get("licence") or "not known: ask its authors"
+    terms = about.get("licence") or UNKNOWN
     text = f"{target} is imported, every tensor accounted for. Its licence: {terms}."
     found.output.result(text, [target], licence=about.get("licence"), remarks=remarks)

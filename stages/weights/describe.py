@@ -11,6 +11,7 @@ from stages.params import Params
 from stages.store import model_card, model_digest
 
 HIDDEN = ("files", "params", "schema")
+UNKNOWN, OWN = "not known: ask its authors", "none stated: that of the training data and yours"
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def describe(folder: Path) -> dict[str, Any]:
         **about,
         "digest": model_digest(folder),
         "training_data": card.get("training_data") or _training_data(card),
-        "licence": card.get("licence") or "none stated: that of the training data and yours",
+        "licence": card.get("licence") or (UNKNOWN if "imported_from" in card else OWN),
         "clip": f"{params.audio.clip_seconds:g} s at {params.audio.sample_rate} Hz",
         "latent_shape": list(params.latent_shape),
         "networks": networks(folder, card),

@@ -10,13 +10,14 @@ from safetensors.torch import save_file
 from stages.store import model_card, model_digest, model_folder
 
 
-def export_half(model: Path, out: Path) -> None:
+def export_half(model: Path, out: Path, stated: dict[str, str] | None = None) -> None:
     """Write the model folder `model` again as `out`, sealed, with every float32 tensor as float16.
 
-    Raises ModelError for what is no model folder.
+    `stated` is what its card is to say besides: licence, training_data. Raises ModelError for what is no model folder.
     """
     card = model_card(model)
     about = {key: value for key, value in card.items() if key not in ("schema", "kind", "musicldm", "files")}
+    about |= stated or {}
     with model_folder(out, card["kind"], about | {"half_of": model_digest(model)}) as folder:
         for name in card["files"]:
             target = folder / name

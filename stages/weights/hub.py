@@ -49,10 +49,10 @@ def fetch(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=WANTED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         raise ModelError(
             f"{name} is no folder here and cannot be had from the hub: {reason}.",
-            "Check the name and the connection, or give a model folder: --model DIR",
+            "Check the name and the connection, or name a folder instead.",
         ) from error
 
 

@@ -81,9 +81,11 @@ def without_ema(tensors: Tensors) -> Tensors:
     rest = {name: tensor for name, tensor in tensors.items() if name not in average}
     if not average:
         return rest
-    for name in [name for name in rest if name.startswith(UNET)]:
-        flat = EMA + name.removeprefix("model.").replace(".", "")
-        if flat not in average:
-            raise ModelError(f"The file has moving averages of the UNet, but none of {name} ({flat}).")
-        rest[name] = average.pop(flat)
-    return rest | average
+    flat = {name: EMA + name.removeprefix("model.").replace(".", "") for name in rest if name.startswith(UNET)}
+    lacking = [name for name in flat if flat[name] not in average]
+    if lacking:
+        raise ModelError(
+            f"The file has moving averages of the UNet, but none of {', '.join(lacking)}.",
+            "Give the file as its authors published it.",
+        )
+    return rest | {name: average.pop(flat[name]) for name in flat} | average

@@ -73,6 +73,7 @@ def test_takes_of_one_prompt_differ_and_the_first_is_the_prompt_itself(call, tmp
         (("x", "--tries", "3"), 2, "--tries belongs to --max-similarity"),
         (("x", "--max-similarity", "7"), 2, "--max-similarity 7"),
         (("x", "--max-similarity", "0.9", "--index", "none"), 4, "no none"),
+        (("x", "--max-similarity", "0.9"), 4, "no training music in work/shards"),
         (("x", "--continue", SONG, "--seconds", "2"), 2, "has"),
         (("x", "--continue", "none.wav"), 4, "none.wav cannot be opened"),
         (("x", "--inpaint", SONG), 2, "FILE:START:END"),

@@ -11,6 +11,7 @@ from stages.generate.pipeline import Pipeline
 from stages.generate.prompts import Prompt
 from stages.generate.settings import Settings
 from stages.store import model_card, model_digest, verify_model
+from stages.weights.describe import describe
 from stages.weights.half import export_half
 from tests.conftest import CLIP_SECONDS
 
@@ -54,6 +55,9 @@ def test_it_is_read_as_float32_and_sounds_the_same(toy_models, half):
 
 
 def test_the_command_writes_it(toy_models, tmp_path, typed):
-    code, out, _ = typed(tmp_path, "--json", "model", "export", toy_models / "vae", tmp_path / "vae", "--to", "half")
+    export = ("--json", "model", "export", toy_models / "vae", tmp_path / "vae", "--licence", "CC-BY-SA-4.0")
+    code, out, _ = typed(tmp_path, *export, "--to", "half")
     assert code == 0 and json.loads(out)["paths"] == [str(tmp_path / "vae")]
     assert verify_model(tmp_path / "vae") == []
+    assert describe(tmp_path / "vae")["licence"] == "CC-BY-SA-4.0"
+    assert typed(tmp_path, *export)[0] == 2  # a diffusers folder says what the model's card says

@@ -12,7 +12,7 @@ from stages.clap.model import load_clap
 from stages.errors import ModelError
 from stages.generate.pipeline import Pipeline
 from stages.ldm.model import load_ldm
-from stages.store import model_card, verify_model
+from stages.store import model_card, sha256, verify_model
 from stages.vae.model import load_vae
 from stages.vocoder.model import load_vocoder
 from stages.weights.export import export_public
@@ -85,11 +85,14 @@ def test_clap_computes_what_its_source_does(source, imported):
     assert float(clap.model.logit_scale_t) == pytest.approx(2.7)
 
 
-def test_the_folder_is_sealed_says_where_it_comes_from_and_generates(source, imported, main_file):
+def test_the_folder_is_sealed_says_where_it_comes_from_and_generates(source, imported, main_file, typed):
     assert verify_model(imported) == []
     card = model_card(imported, "ldm")
     assert card["licence"] == "test"
     assert card["imported_from"][0]["file"] == main_file.name
+    code, told, _ = typed(imported.parent, "model", "info", imported.name)
+    assert code == 0
+    assert f"file {main_file.name}, sha256 {sha256(main_file)}" in told
     pipeline = Pipeline.load(imported, "cpu")
     assert torch.allclose(pipeline.ldm.null, pipeline.embed([""])[0])  # the public code's unconditional branch
     assert pipeline.decode(torch.randn(1, *source.params.latent_shape)).isfinite().all()
@@ -128,9 +131,10 @@ def test_every_tensor_is_accounted_for(source, tokenizer, tmp_path, spoil, said)
 
 def test_an_average_that_lacks_a_weight_is_refused(source, tokenizer, tmp_path):
     state = dict(source.state)
-    state.pop("model_ema.diffusion_modelout2bias")
+    for name in ("out2bias", "time_embed0weight"):
+        state.pop(f"model_ema.diffusion_model{name}")
     torch.save({"state_dict": state}, tmp_path / "main.ckpt")
-    with pytest.raises(ModelError, match=r"none of model.diffusion_model.out.2.bias"):
+    with pytest.raises(ModelError, match=r"time_embed.0.weight, model.diffusion_model.out.2.bias\.$"):
         import_pipeline([tmp_path / "main.ckpt"], tmp_path / "out", source.params, tokenizer, {})
 
 

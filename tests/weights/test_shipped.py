@@ -8,8 +8,14 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+import torch
 
+from stages.audio.mel import clip_mel
 from stages.data import debian_games
+from stages.generate.pipeline import Pipeline
+from stages.generate.prompts import Prompt
+from stages.generate.settings import Settings
+from stages.generate.windows import window_starts
 from stages.layout import Layout
 from stages.store import model_card, verify_model
 from stages.weights.describe import describe
@@ -58,3 +64,28 @@ def test_a_fresh_install_makes_music_offline(tmp_path, options):
     samples, rate = soundfile.read(tmp_path / said["paths"][0])
     assert rate == 16_000 and len(samples) == 163_840
     assert 0.01 < np.sqrt(np.mean(samples**2)) < 0.5
+
+
+@pytest.mark.slow  # half a minute of music
+def test_long_music_changes_no_more_where_windows_meet_than_elsewhere():
+    """Ranks of the largest step of the log-mel near a border among those of all moments: about half of them are
+    smaller. Where 1.4 s are cut out there, most are: so a seam would be seen."""
+    pipeline = Pipeline.load(SHIPPED, "cpu")
+    wanted, params = Prompt("a", "calm piano", 0, None, 2.0, 30.0), pipeline.params
+    audio = pipeline.waveforms([wanted], [0], Settings("unipc", 8, 0.0, 1))[0]
+    size, factor, hop = params.latent_shape[1], params.vae.downsampling, params.mel.hop_length
+    starts = window_starts(pipeline.positions(wanted.seconds), size)
+    borders = sorted({factor * start for start in starts[1:]} | {factor * (start + size) for start in starts[:-1]})
+    assert len(borders) == 8
+    mel = clip_mel(params)
+
+    def rank(sound, border):
+        steps = mel(sound[None])[0].diff(dim=0).abs().mean(1)
+        moments = steps[: len(steps) // 8 * 8].unflatten(0, (-1, 8)).amax(1)
+        return float((moments < steps[border - 4 : border + 4].max()).float().mean())
+
+    def without(border):
+        return torch.cat([audio[: border * hop], audio[border * hop + 22_000 :]])
+
+    assert np.mean([rank(audio, border) for border in borders]) < 0.6
+    assert np.mean([rank(without(border), border) for border in borders[1:-1]]) > 0.75
