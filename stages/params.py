@@ -204,6 +204,8 @@ class Vae(Section):
     discriminator_channels: Positive = 64
     discriminator_layers: Positive = 3
     init_from: str | None = None  # a VAE folder to go on from
+    sharpening: list[NonNegative] = Field(default=[0.0, 0.0], min_length=2, max_length=2)
+    """Of what is decoded, in time and in frequency, against the blur of L1; no part of the training."""
     train: Training = Training(steps=800_000, learning_rate=4.5e-6, betas=[0.5, 0.9], weight_decay=0.0)
 
     @property

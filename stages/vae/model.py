@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from stages.errors import ModelError
 from stages.params import Params
@@ -14,6 +15,7 @@ from stages.training.checkpoint import load_weights
 FOLDER = "vae"  # inside a model folder
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 REMEDY = "Make it with: musicldm train vae"
+NEIGHBOURHOOD = 5  # frames, or mel bins
 
 
 def build(params: Params) -> AutoencoderKL:
@@ -53,8 +55,24 @@ class Vae(nn.Module):
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Latents (B, C, T/P, F/P) -> log-mel (B, T, F)."""
-        return self.network.decode(_last(z)).sample.squeeze(1)
+        """Latents (B, C, T/P, F/P) -> log-mel (B, T, F), with the contrast that `vae.sharpening` gives back."""
+        return sharpened(self.network.decode(_last(z)).sample.squeeze(1), *self.params.vae.sharpening)
+
+
+def sharpened(mel: Tensor, in_time: float, in_frequency: float) -> Tensor:
+    """Each bin of log-mels (B, T, F) moved away from the means of its NEIGHBOURHOOD, by so much of each distance.
+
+    An unsharp mask: what the L1 of the mel trains is the median of all that a latent may stand for, in which onsets
+    and harmonics, and the valleys between them, are flatter than in any sound.
+    """
+    if in_time == in_frequency == 0:
+        return mel
+    return mel + in_time * (mel - _means(mel.mT).mT) + in_frequency * (mel - _means(mel))
+
+
+def _means(rows: Tensor) -> Tensor:
+    """Of each value's NEIGHBOURHOOD along the last axis; shorter at the ends."""
+    return F.avg_pool1d(rows, NEIGHBOURHOOD, stride=1, padding=NEIGHBOURHOOD // 2, count_include_pad=False)
 
 
 def _last(image: Tensor) -> Tensor:

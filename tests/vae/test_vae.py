@@ -12,7 +12,7 @@ from stages.errors import ModelError, ParamsError
 from stages.params import preset, resolve
 from stages.store import model_card, verify_model
 from stages.vae import losses
-from stages.vae.model import build, load_vae
+from stages.vae.model import Vae, build, load_vae, sharpened
 from stages.vae.train import VaeTask, posterior_statistics, train_vae
 from tests.training.demo import demo_shards
 from tests.training.toy import batch_of
@@ -206,3 +206,24 @@ def test_training_goes_on_from_another_vae(shards, tmp_path):
     wider = toy(f"vae.init_from={tmp_path / 'first'}", "vae.latent_channels=6")
     with pytest.raises(ModelError, match="cannot be loaded"):
         VaeTask(wider, ShardReader(shards))
+
+
+def test_sharpening_moves_bins_away_from_their_neighbourhood():
+    mel = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    found = sharpened(mel, 0.25, 0.5)
+    for b, t, f in ((0, 0, 0), (1, 2, 4), (0, 1, 7)):
+        before, beside = mel[b, max(0, t - 2) : t + 3, f], mel[b, t, max(0, f - 2) : f + 3]
+        expected = 1.75 * mel[b, t, f] - 0.25 * before.mean() - 0.5 * beside.mean()
+        assert float(found[b, t, f]) == pytest.approx(float(expected), abs=1e-5)
+    assert sharpened(mel, 0.0, 0.0) is mel
+    flat = torch.full((1, 2, 8), -3.0)
+    torch.testing.assert_close(sharpened(flat, 0.7, 0.7), flat)
+
+
+def test_decoding_sharpens_by_the_models_own_parameter(shards, tmp_path):
+    train_vae(toy("vae.train.steps=1"), shards, tmp_path / "vae", tmp_path / "ck")
+    plain = load_vae(tmp_path / "vae")
+    sharp = Vae(plain.network, toy("vae.sharpening=[0.2,0.3]"))
+    z = torch.randn(1, 4, 64, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sharp.decode(z), sharpened(plain.decode(z), 0.2, 0.3))
+    assert not torch.allclose(sharp.decode(z), plain.decode(z))
