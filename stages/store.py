@@ -63,7 +63,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise DataError(
-            f"Another process is at work in {folder}.", "Wait for it to end, or choose another --out."
+            f"Another process is at work in {folder}.", "Wait for it to end, or choose another folder."
         ) from None
     try:
         _remove_leftovers(folder)
@@ -74,8 +74,11 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    for leftover in folder.rglob(".tmp-*"):
-        leftover.unlink()
+    for leftover in list(folder.rglob(".tmp-*")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)  # it may have been in such a folder
 
 
 class CheckedFile(io.FileIO):

@@ -20,7 +20,7 @@ from accelerate.utils import DistributedType
 from stages.data.dataset import Draw, StepBatches
 from stages.errors import Interrupted, ModelError, ParamsError
 from stages.progress import Progress, silent
-from stages.store import write_json
+from stages.store import exclusive, write_json
 from stages.training import checkpoint
 from stages.training.batches import Batch, Clock, loader, micro_batches, on_device, step_seed
 from stages.training.checkpoint import Position
@@ -79,11 +79,13 @@ def train(
     (ModelError naming what differs); False: start anew, deleting the run of this identity. `log` gets one
     line per validation, `warn` what went wrong on the way, `trackers` (tensorboard, dvclive, wandb) all
     figures and samples. Raises ModelError after max_bad_steps steps in a
-    row without a finite loss; Interrupted, with the state saved, on SIGTERM or SIGINT, and Interrupted with the
-    last checkpoint left where another process of this training is gone.
+    row without a finite loss; DataError where another run of the same training is at work; Interrupted, with the
+    state saved, on SIGTERM or SIGINT, and Interrupted with the last checkpoint left where another process of this
+    training is gone.
     """
     run = Run(task, checkpoints / task.name, identity, progress, log or _nobody, warn or _nobody)
-    with lost_processes(run.run):
+    alone = exclusive(run.run) if run.accelerator.is_main_process else nullcontext()
+    with alone, lost_processes(run.run):
         return run.train(resume, trackers)
 
 

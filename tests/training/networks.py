@@ -110,7 +110,7 @@ def command(work, checkpoints, *names_and_overrides):
 
 def last(checkpoints, name):
     """What the last checkpoint of a training holds: its step, weights by file, and optimizers' states by name."""
-    (run,) = (checkpoints / name).iterdir()
+    (run,) = (checkpoints / name).glob("*/")
     folder = steps_on_disk(run)[-1]
     weights = {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
     return folder.name, weights, torch.load(folder / "optimizers.pt", weights_only=True)["optimizers"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.errors import Interrupted, ModelError, ParamsError
+from stages.errors import DataError, Interrupted, ModelError, ParamsError
 from stages.params import preset
 from stages.training import checkpoint, loop
 from stages.training.loop import train
@@ -70,13 +70,28 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
     task.step = step_or_die
     with pytest.raises(Killed):
         run(tmp_path / "parts", task)
-    (run_folder,) = (tmp_path / "parts" / "toy").iterdir()
+    (run_folder,) = (tmp_path / "parts" / "toy").glob("*/")
     (run_folder / ".tmp-step-00000009-x").mkdir()  # a save that the kill cut
     rest, history, _ = run(tmp_path / "parts", resume=True)
     assert history.resumed_at == 8  # validation at 8 was the best so far, hence saved
     assert bits(rest.state) == bits(whole.state)
     assert history.valid == whole_history.valid
     assert not list(run_folder.glob(".tmp*"))
+
+
+def test_the_same_training_twice_at_once_is_refused(tmp_path):
+    task = ToyTask(settings())
+    original = task.step
+
+    def step_and_start_again(batch, number, backward):
+        if number == 3:
+            with pytest.raises(DataError, match="Another process is at work in"):
+                run(tmp_path)
+        return original(batch, number, backward)
+
+    task.step = step_and_start_again
+    _, history, _ = run(tmp_path, task)
+    assert history.steps == 12
 
 
 def test_a_longer_training_goes_on_only_from_checkpoints_it_would_pass(tmp_path):
