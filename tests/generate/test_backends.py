@@ -89,7 +89,7 @@ def test_the_choice(toy_models, tmp_path, monkeypatch):
         assert (chosen.name, chosen.half) == (expected, half)
     assert choose_backend("eager", pipeline, tmp_path) == Backend("eager", False, "as asked for")
     assert choose_backend("compile", pipeline, tmp_path).half
-    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    monkeypatch.setattr("stages.generate.settings.find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match="OpenVINO is not installed"):
         choose_backend("openvino", pipeline, tmp_path)
     with pytest.raises(UsageError, match="--backend tpu is none of auto, eager"):
