@@ -106,9 +106,10 @@ def peer(folder: Path) -> None:
     from stages.store import model_card
 
     params = Params.model_validate(model_card(folder)["params"])
-    # which knows no vocoder but HiFi-GAN: it gets ours, as it is
-    others = {} if params.vocoder.architecture == "hifigan" else {"vocoder": like_hifigan(folder)}
-    pipe = MusicLDMPipeline.from_pretrained(folder, **others)
+    hifigan = params.vocoder.architecture == "hifigan"
+    pipe = MusicLDMPipeline.from_pretrained(folder, **({} if hifigan else {"vocoder": None}))
+    if not hifigan:  # it knows no other vocoder, and gets ours as it is
+        pipe.register_modules(vocoder=like_hifigan(folder))
     pipe.set_progress_bar_config(disable=True)
     null = load_file(folder / "null_condition.safetensors")["null"][None]
     say(name="diffusers", why="MusicLDMPipeline, fp32 eager")
@@ -128,15 +129,30 @@ def peer(folder: Path) -> None:
 
 
 def like_hifigan(folder: Path) -> Any:
-    """Another vocoder, in fp32 eager, with the configuration that diffusers' pipeline asks a HiFi-GAN for."""
+    """Another vocoder, in fp32 eager, with what diffusers' pipeline asks a HiFi-GAN for; sharpening goes before it."""
+    import torch
+
+    from stages.vae.model import sharpened
     from stages.vocoder.model import load_vocoder
 
-    vocoder = load_vocoder(folder)
-    audio, mel = vocoder.params.audio, vocoder.params.mel
-    vocoder.config = SimpleNamespace(
-        sampling_rate=audio.sample_rate, upsample_rates=[mel.hop_length], model_in_dim=mel.n_mels
-    )
-    return vocoder
+    class Like(torch.nn.Module):
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.vocoder = load_vocoder(folder)
+            params = self.vocoder.params
+            self.sharpening = params.vae.sharpening
+            self.config = SimpleNamespace(
+                sampling_rate=params.audio.sample_rate, upsample_rates=[params.mel.hop_length],
+                model_in_dim=params.mel.n_mels,
+            )  # fmt: skip
+
+        def forward(self, mel: torch.Tensor) -> torch.Tensor:
+            waveform: torch.Tensor = self.vocoder(sharpened(mel, *self.sharpening))
+            return waveform
+
+    return Like()
 
 
 def work(make: Callable[[dict[str, Any]], np.ndarray]) -> None:
