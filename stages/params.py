@@ -112,6 +112,7 @@ class Beats(Section):
     beats_per_bar: list[Literal[2, 3, 4, 5, 6, 7]] = [3, 4]
     network: BeatNetwork = BeatNetwork()
     crop_seconds: PositiveFloat = 16.0  # of one training example
+    init_from: str | None = None  # a tracker's folder for `train beats` to go on from, or shipped
     train: Training = Training(
         steps=4000, batch_size=4, learning_rate=2e-3, betas=[0.9, 0.98], warmup_steps=50, grad_clip=1.0,
         ema_decay=0.995, valid_every=200, checkpoint_every=50, workers=1,

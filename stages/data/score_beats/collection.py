@@ -6,6 +6,7 @@ test piece is heard in training.
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from stages.data.parallel import run_each
 from stages.data.score_beats import tunes
 from stages.data.score_beats.arrange import arrange, lengthen
 from stages.data.score_beats.grooves import Groove, library, play
-from stages.data.score_beats.perform import MAX_SECONDS, draw_bpm, perform
+from stages.data.score_beats.perform import CHORALE_BPM, MAX_BPM, MAX_SECONDS, TYPICAL_BPM, draw_bpm, perform
 from stages.data.score_beats.render import SAMPLE_RATE, render
 from stages.data.score_beats.score import Score
 from stages.errors import DataError
@@ -30,14 +31,19 @@ REMEDY = "Make it with: musicldm data fetch score-beats DEST"
 SPLITS = {"test": 0.10, "valid": 0.05}  # shares of the tunes, and of the groove files; the rest is train
 GROOVE_SHARE = 0.5
 COLLECTION_SHARES = {"ryansMammoth": 0.35, "oneills1850": 0.25, "airdsAirs": 0.2, "bach": 0.2}
-METRE_SHARES = {4: 0.7, 3: 0.18, 2: 0.12}  # of the grooves
-PACKAGES = {  # Debian's, with what is used of them
-    "mma": "usr/share/mma",
+METRE_SHARES = {4: 0.82, 3: 0.18}  # of the grooves
+DRUM_KIT_SHARE = 0.4  # of the pieces have their drums from a recorded kit and not from the soundfont
+LONGEST = MAX_BPM * MAX_SECONDS / 60  # beats of a piece at most
+PACKAGES = ("mma", "timgm6mb-soundfont", "fluidr3mono-gm-soundfont", "musescore-general-soundfont-small",
+            "csound-soundfont", "opl3-soundfont", "avldrums.lv2-soundfont")  # fmt: skip
+SOUNDFONTS = {  # General MIDI: the package, and where in it
     "timgm6mb-soundfont": "usr/share/sounds/sf2/TimGM6mb.sf2",
     "fluidr3mono-gm-soundfont": "usr/share/fluidr3mono-gm-soundfont/FluidR3Mono_GM.sf3",
     "musescore-general-soundfont-small": "usr/share/sounds/sf3/MuseScore_General_Lite.sf3",
     "csound-soundfont": "usr/share/sounds/sf2/sf_GMbank.sf2",
+    "opl3-soundfont": "usr/share/sounds/sf2/OPL-3_FM_128M.sf2",
 }
+DRUM_KITS = ("Black_Pearl_4_LV2.sf2", "Red_Zeppelin_4_LV2.sf2")  # recorded ones, of avldrums.lv2-soundfont
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,7 @@ def fetch(
         progress("packages", done, len(PACKAGES))
         unpack(package, destination / "packages" / package)
     progress("packages", len(PACKAGES), len(PACKAGES))
-    home = _file(destination, "mma")
-    plans = _plan(catalogue, library(home), pieces, seed)
+    plans = _plan(catalogue, library(_mma(destination)), pieces, seed)
     items = [(plan, destination.absolute()) for plan in plans]
     made = dict(run_each(_make, items, jobs=jobs, label="pieces", progress=progress))
     found = [piece for index in sorted(made) if (piece := made[index]) is not None]
@@ -117,11 +122,11 @@ def _plan(
     for tune in catalogue:
         key = f"{tune[0]}/{Path(tune[1]).stem}/{tune[2]}"
         tunes_of.setdefault((split_of(key, seed), tune[0]), []).append(tune)
-    grooves_of: dict[tuple[str, int], list[Groove]] = {}
+    grooves_of: dict[tuple[str, int], dict[str, list[Groove]]] = {}
     for groove in grooves:
-        grooves_of.setdefault((split_of(groove.file, seed), groove.metre), []).append(groove)
+        of_metre = grooves_of.setdefault((split_of(groove.file, seed), groove.metre), {})
+        of_metre.setdefault(groove.file, []).append(groove)
     shares = {"train": 1 - sum(SPLITS.values()), **SPLITS}
-    fonts = list(PACKAGES)[1:]
     plans = []
     for number in range(pieces):
         generator = np.random.default_rng([seed, number])
@@ -129,14 +134,16 @@ def _plan(
         chosen: Groove | None = None
         if generator.random() < GROOVE_SHARE:
             metre = int(generator.choice(list(METRE_SHARES), p=list(METRE_SHARES.values())))
-            among = grooves_of.get((split, metre), [])
-            chosen = among[int(generator.integers(len(among)))] if among else None
+            files = list(grooves_of.get((split, metre), {}).values())
+            if files:
+                among = files[int(generator.integers(len(files)))]
+                chosen = among[int(generator.integers(len(among)))]
         collection = str(generator.choice(list(COLLECTION_SHARES), p=list(COLLECTION_SHARES.values())))
         if chosen is not None and collection == "bach":
             collection = "ryansMammoth"
         of_collection = tunes_of[split, collection]
         tune = of_collection[int(generator.integers(len(of_collection)))]
-        font = str(generator.choice(fonts))
+        font = str(generator.choice(list(SOUNDFONTS)))
         plans.append(_Plan(number, split, tune, chosen, font, int(generator.integers(2**62))))
     return plans
 
@@ -149,12 +156,13 @@ def _make(plan: _Plan, destination: Path) -> Piece | None:
         row = json.loads(kept.read_text(encoding="utf-8"))
         return None if row is None else Piece(**row)
     generator = np.random.default_rng(plan.seed)
-    bpm = draw_bpm(generator)
-    score = _score(plan, bpm, destination, generator)
+    score = _score(plan, destination, generator)
     piece = None
     if score is not None:
+        bpm = draw_bpm(score, CHORALE_BPM if plan.tune[0] == "bach" else TYPICAL_BPM, generator)
         played = perform(score, bpm, generator, lead_in=generator.choice([0.1, generator.uniform(0.1, 3)]))
-        sound = render(played, score.programs, _file(destination, plan.soundfont), generator)
+        kit = str(generator.choice(DRUM_KITS)) if generator.random() < DRUM_KIT_SHARE else plan.soundfont
+        sound = render(played, score.programs, _soundfonts(destination), (plan.soundfont, kit), generator)
         piece = Piece(
             f"{plan.number:05d}-{score.id}", plan.split, f"{stem}.flac", f"{stem}.beats", score.title, score.source,
             score.licence, score.metre, round(bpm, 3), round(len(sound) / SAMPLE_RATE, 3), plan.soundfont,
@@ -166,19 +174,24 @@ def _make(plan: _Plan, destination: Path) -> Piece | None:
     return piece
 
 
-def _score(plan: _Plan, bpm: float, destination: Path, generator: np.random.Generator) -> Score | None:
+def _score(plan: _Plan, destination: Path, generator: np.random.Generator) -> Score | None:
     tune = tunes.read_tune(*plan.tune)
     if tune is None:
         return None
-    wanted = bpm * MAX_SECONDS / 60
     if plan.groove is None:
-        return arrange(lengthen(tune, wanted), generator)
+        return arrange(lengthen(tune, LONGEST), generator)
     try:
-        bars = max(int(wanted / plan.groove.metre), 4)
-        return play(plan.groove, tune, _file(destination, "mma"), bars, generator)
+        return play(plan.groove, tune, _mma(destination), math.ceil(LONGEST / plan.groove.metre), generator)
     except DataError:
         return None  # a few grooves need plugins that the package leaves out
 
 
-def _file(destination: Path, package: str) -> Path:
-    return destination / "packages" / package / PACKAGES[package]
+def _mma(destination: Path) -> Path:
+    return destination / "packages" / "mma" / "usr/share/mma"
+
+
+def _soundfonts(destination: Path) -> dict[str, Path]:
+    """Every soundfont's file by its name: its package's, or a drum kit's."""
+    packages = destination / "packages"
+    kits = packages / "avldrums.lv2-soundfont" / "usr/share/sounds/sf2"
+    return {name: packages / name / file for name, file in SOUNDFONTS.items()} | {kit: kits / kit for kit in DRUM_KITS}

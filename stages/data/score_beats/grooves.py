@@ -21,23 +21,24 @@ from stages.errors import DataError
 LICENCE = "grooves GPL-2+ (MMA), tune public domain"
 DRUM_CHANNEL = 9
 NAMES = ("C", "Db", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
-_TIMES = {("4", "4 4"): (4, 1, False), ("3", "3 4"): (3, 1, False), ("6", "6 8"): (2, 3, True),
-          ("2", "6 8"): (2, 1, True)}  # fmt: skip
+_TIMES = {("4", "4 4"): 4, ("3", "3 4"): 3}
+_PARTIAL = re.compile(r"(intro|end|ending|fill|break|count)[a-z]{0,3}\d*$", re.IGNORECASE)  # no music when repeated
 
 
 @dataclass(frozen=True)
 class Groove:
-    """One groove: the file it is in below MMA's lib, its name, and its bar in beats of `units` MMA beats each."""
+    """One groove: the file it is in below MMA's lib, its name, and its beats a bar."""
 
     file: str
     name: str
     metre: int
-    units: int
-    compound: bool
 
 
 def library(home: Path) -> list[Groove]:
-    """The grooves below `home`/lib whose metre their file states plainly, in order of file and name."""
+    """The grooves below `home`/lib in three or four whose metre their file states plainly, in order of file and name.
+
+    Fills, introductions and endings are left out.
+    """
     found = []
     for path in sorted((home / "lib").rglob("*.mma")):
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -45,11 +46,11 @@ def library(home: Path) -> list[Groove]:
         signatures = {
             f"{beats} {unit}" for beats, unit in re.findall(r"^\s*timesig\s+(\d+)[ /]+(\d+)", text, re.I | re.M)
         } or {"3 4" if times == {"3"} else "4 4"}
-        shape = _TIMES.get((times.pop(), signatures.pop())) if len(times) == len(signatures) == 1 else None
-        if shape is not None:
+        metre = _TIMES.get((times.pop(), signatures.pop())) if len(times) == len(signatures) == 1 else None
+        if metre is not None:
             file = str(path.relative_to(home / "lib").with_suffix(""))
             names = dict.fromkeys(re.findall(r"^\s*defgroove\s+(\S+)", text, re.I | re.M))
-            found += [Groove(file, name, *shape) for name in names]
+            found += [Groove(file, name, metre) for name in names if not _PARTIAL.search(name)]
     return found
 
 
@@ -83,7 +84,6 @@ def play(groove: Groove, tune: Score, home: Path, bars: int, generator: np.rando
         beats=bars * groove.metre,
         notes=notes(rows),
         programs=tuple(programs),
-        compound=groove.compound,
         swings=False,
     )
 
@@ -91,7 +91,7 @@ def play(groove: Groove, tune: Score, home: Path, bars: int, generator: np.rando
 def _chart(groove: Groove, chords: list[tuple[int, ...]], bars: int) -> str:
     """MMA's input: a numbered line a bar, with a chord for each half of a bar of an even metre."""
     halves = 2 if groove.metre % 2 == 0 else 1
-    rest = groove.metre * groove.units // halves - 1
+    rest = groove.metre // halves - 1
     lines = ["Tempo 120", f"Groove {groove.file}:{groove.name}"]
     for bar in range(bars):
         names = [_name(chords[(bar * halves + half) % len(chords)]) for half in range(halves)]
@@ -115,10 +115,10 @@ def _accompany(
     if done.returncode != 0 or not midi.is_file():
         lines = done.stdout.strip().splitlines() or ["no reason given"]
         raise DataError(f"MMA could not play {groove.file}:{groove.name}: {lines[-1]}")
-    return _read_midi(midi, groove.units)
+    return _read_midi(midi)
 
 
-def _read_midi(path: Path, units: int) -> tuple[list[tuple[float, float, int, int, int]], list[int]]:
+def _read_midi(path: Path) -> tuple[list[tuple[float, float, int, int, int]], list[int]]:
     import mido
 
     file = mido.MidiFile(path)
@@ -135,6 +135,6 @@ def _read_midi(path: Path, units: int) -> tuple[list[tuple[float, float, int, in
                 held[message.note] = (tick, message.velocity)
             elif message.type in ("note_on", "note_off") and message.note in held:
                 start, velocity = held.pop(message.note)
-                scale = file.ticks_per_beat * units
-                rows.append((start / scale, max(tick - start, 1) / scale, message.note, velocity, part or 0))
+                beat = file.ticks_per_beat
+                rows.append((start / beat, max(tick - start, 1) / beat, message.note, velocity, part or 0))
     return rows, programs

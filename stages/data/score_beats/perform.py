@@ -9,9 +9,13 @@ from stages.data.score_beats.score import Notes, Score
 
 MIN_BPM, MAX_BPM = 55.0, 215.0
 MAX_SECONDS = 60.0
-TYPICAL_BPM, SPREAD_OCTAVES = 112.0, 0.42  # tempos are drawn log-normally around this
+TYPICAL_BPM, CHORALE_BPM, SPREAD_OCTAVES = 112.0, 84.0, 0.38  # tempos are drawn log-normally around these
+# Notes a beat, and between which tempos one would count such beats and not every second one, or twice as many
+DENSITIES = (1.0, 1.3, 2.0, 2.5, 3.0, 3.5, 4.0)
+SLOWEST_BPM = (55.0, 68.0, 68.0, 68.0, 60.0, 55.0, 55.0)
+FASTEST_BPM = (150.0, 175.0, 205.0, 185.0, 160.0, 140.0, 125.0)
 STEPS = 8  # points of the tempo curve in each beat
-FAST_SHARE, FAST_BPM = 0.25, 130.0
+FAST_SHARE, FAST_BPM = 0.2, 130.0
 Seconds = NDArray[np.float64]
 
 
@@ -26,13 +30,19 @@ class Performance:
     seconds: float
 
 
-def draw_bpm(generator: np.random.Generator) -> float:
-    """A tempo of music as it is, between MIN_BPM and MAX_BPM; a quarter of it is fast."""
-    if generator.random() < FAST_SHARE:
-        return float(np.exp(generator.uniform(np.log(FAST_BPM), np.log(MAX_BPM))))
+def draw_bpm(score: Score, typical: float, generator: np.random.Generator) -> float:
+    """A tempo around `typical` at which the score's beats are those one would count; a fifth of them are fast.
+
+    A tempo drawn without regard to the notes makes beats that nobody could find: a ballad at 200 BPM is heard at 100.
+    """
+    density = len(np.unique(np.rint(score.notes["start"] * 6))) / score.beats
+    slowest, fastest = (float(np.interp(density, DENSITIES, limit)) for limit in (SLOWEST_BPM, FASTEST_BPM))
+    fast = generator.random() < FAST_SHARE and fastest > FAST_BPM
     while True:
-        bpm = TYPICAL_BPM * 2 ** generator.normal(0, SPREAD_OCTAVES)
-        if MIN_BPM <= bpm <= MAX_BPM:
+        bpm = typical * 2 ** generator.normal(0, SPREAD_OCTAVES)
+        if fast:
+            bpm = np.exp(generator.uniform(np.log(FAST_BPM), np.log(fastest)))
+        if slowest <= bpm <= fastest:
             return float(bpm)
 
 

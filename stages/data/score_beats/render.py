@@ -1,6 +1,6 @@
 """From a performance to sound: a General MIDI soundfont, then a room, a band limit, noise, compression."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,35 @@ BLOCK_SAMPLES = 64
 Sound = NDArray[np.float32]
 
 
-def render(performance: Performance, programs: Sequence[int], soundfont: Path, generator: np.random.Generator) -> Sound:
-    """Mono (n,) float32 at 16 kHz, peak 0.9 or less."""
+def render(
+    performance: Performance,
+    programs: Sequence[int],
+    soundfonts: Mapping[str, Path],
+    chosen: tuple[str, str],
+    generator: np.random.Generator,
+) -> Sound:
+    """Mono (n,) float32 at 16 kHz, peak 0.9 or less, by two of `soundfonts`: the instruments' and the drums'."""
     import soxr
 
-    wide = _synthesise(performance, programs, soundfont, generator)
+    wide = _synthesise(performance, programs, soundfonts, chosen, generator)
     return effects(soxr.resample(wide, RENDER_RATE, SAMPLE_RATE, "HQ"), generator)
 
 
 def _synthesise(
-    performance: Performance, programs: Sequence[int], soundfont: Path, generator: np.random.Generator
+    performance: Performance,
+    programs: Sequence[int],
+    soundfonts: Mapping[str, Path],
+    chosen: tuple[str, str],
+    generator: np.random.Generator,
 ) -> Sound:
-    synth, font = _synth(soundfont)
+    synth, numbers = _synth(tuple(soundfonts.items()))
+    font, kit = (numbers[name] for name in chosen)
     synth.notes_off()
     synth.sounds_off()
     channels = _channels(programs)
     for channel, program in zip(channels, programs, strict=True):
         if program == DRUMS:
-            synth.program_select(channel, font, 128, 0, True)
+            synth.program_select(channel, kit, 128 if kit == font else 0, 0, True)  # a kit alone has but one program
         else:
             synth.program_select(channel, font, 0, program, False)
         synth.control_change(channel, 7, int(generator.integers(64, 120)))
@@ -75,12 +86,16 @@ def _generate(synth: Any, samples: int) -> Sound:
     return stereo.mean(axis=1)
 
 
-@lru_cache(maxsize=4)  # a large font takes seconds to load
-def _synth(soundfont: Path) -> tuple[Any, int]:
+@lru_cache(maxsize=1)
+def _synth(soundfonts: tuple[tuple[str, Path], ...]) -> tuple[Any, dict[str, int]]:
+    """A synthesiser with all soundfonts, and each one's number in it.
+
+    They take seconds to load. One at a time would be worse: joblib ends a process that has grown since its first task.
+    """
     import tinysoundfont
 
     synth = tinysoundfont.Synth(gain=-6, samplerate=RENDER_RATE)
-    return synth, synth.sfload(str(soundfont))
+    return synth, {name: synth.sfload(str(path)) for name, path in soundfonts}
 
 
 def effects(sound: Sound, generator: np.random.Generator) -> Sound:

@@ -1,7 +1,8 @@
 """Tunes and chorales of music21's corpus as scores: Ryan's, O'Neill's and Aird's collections, and Bach.
 
 Bars come from the measures, not from note times: a pickup, and a bar that a repeat divides into two short
-measures, keep their place. Pieces whose measures do not add up, or that change metre, are left out.
+measures, keep their place. Pieces whose measures do not add up, or that change metre, are left out. Two written bars
+of two beats are one of four here, as a band counts a reel or a jig, and as the decoder's metres are three and four.
 """
 
 import math
@@ -24,7 +25,7 @@ LICENCE = "public domain"
 VELOCITY = 90
 MIN_BARS = 8
 EPSILON = 1e-4  # of a quarter note
-METRES = {  # beats a bar, and quarter notes a beat
+METRES = {  # beats a written bar, and quarter notes a beat
     "2/4": (2, 1.0), "3/4": (3, 1.0), "4/4": (4, 1.0), "2/2": (2, 2.0), "6/8": (2, 1.5),
     "9/8": (3, 1.5), "12/8": (4, 1.5), "3/2": (3, 2.0),
 }  # fmt: skip
@@ -72,7 +73,7 @@ def read_tune(collection: str, file: str, number: int | None) -> Score | None:
         title=" ".join(title.split()),
         source=COLLECTIONS[collection],
         licence=LICENCE,
-        metre=grid.metre,
+        metre=4 if grid.metre == 2 else grid.metre,
         first=first,
         beats=first + math.ceil((grid.end - grid.downbeat) / grid.beat - EPSILON),
         notes=notes(rows),
@@ -84,7 +85,7 @@ def read_tune(collection: str, file: str, number: int | None) -> Score | None:
 
 @dataclass(frozen=True)
 class _Grid:
-    """Beats a bar, and in quarter notes: a beat's length, the first downbeat, the end."""
+    """Beats a written bar, and in quarter notes: a beat's length, the first downbeat, the end."""
 
     metre: int
     beat: float
@@ -104,7 +105,10 @@ def _grid(stave: Any) -> _Grid | None:
         begun = (start - downbeat + EPSILON) % bar  # nought, or what the measure before left of this bar
         if length > bar + EPSILON or (begun > 2 * EPSILON and abs(begun - EPSILON + length - bar) > EPSILON):
             return None
-    return _Grid(metre, beat, downbeat, sum(measures[-1]))
+    end = sum(measures[-1])
+    if metre == 2 and round((end - downbeat) / bar) % 2:
+        return None  # an odd one somewhere: which bars are pairs is not known
+    return _Grid(metre, beat, downbeat, end)
 
 
 def _sounding(stave: Any) -> Iterator[tuple[float, float, int]]:
