@@ -55,7 +55,8 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Keep other runs out of `folder`, by a lock file beside it that the system frees when a process dies.
 
     Beside and not in it, where it would be part of the result. Raises DataError while another run holds it.
-    Temporary files in `folder` are then those of runs, or of workers of this one, that died: they are removed.
+    Temporary files in `folder` are then of processes that died and are removed: before the work those of earlier
+    runs, whose space it may need, and after it those of this run's workers, which would be part of the result.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
@@ -74,7 +75,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    for leftover in list(folder.rglob(".tmp-*")):
+    for leftover in [path for path in folder.rglob(".*-*") if path.name.startswith((".tmp-", ".old-"))]:
         if leftover.is_dir():
             shutil.rmtree(leftover)
         else:

@@ -34,6 +34,27 @@ def test_a_failed_folder_leaves_the_old_folder(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_what_dead_processes_left_is_removed_before_the_work_and_after_it(tmp_path):
+    """Before it for its space, after it for what a cluster's worker left that died in this run."""
+
+    def leave():
+        for name in (".tmp-step-1-abc", ".old-step-1-abc/step-1", "tracks/.tmp-nested"):
+            (folder / name).mkdir(parents=True)
+            (folder / name / ".tmp-weights").touch()
+        (folder / "tracks" / ".tmp-abc.wav").touch()
+        (folder / "tracks" / "a.wav").touch()
+
+    def left():
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+    folder = tmp_path / "run"
+    leave()
+    with store.exclusive(folder):
+        assert left() == ["tracks", "tracks/a.wav"]
+        leave()
+    assert left() == ["tracks", "tracks/a.wav"]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
 def test_a_full_disk_is_named_and_nothing_is_left(tmp_path):
     small = tmp_path / "small"

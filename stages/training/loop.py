@@ -141,8 +141,6 @@ class Run:
         self.position = found or Position()
         self.history.resumed_at = self.position.step
         if main:
-            for leftover in self.run.glob(".*-step-*"):  # of a process that was killed while it saved
-                shutil.rmtree(leftover)
             write_json(self.run / checkpoint.IDENTITY, self.identity)
         self.accelerator.wait_for_everyone()
 
