@@ -69,7 +69,7 @@ def arrange(score: Score, generator: np.random.Generator) -> Score:
         made = made[made["part"] != 0]
     elif style != "alone" and generator.random() < 0.3:
         made = _without(made, 0, score, generator)
-    return dataclasses.replace(score, notes=made, programs=tuple(programs))
+    return dataclasses.replace(score, notes=made, programs=tuple(programs), loud=style == "rock")
 
 
 def harmony(score: Score) -> list[tuple[int, ...]]:

@@ -25,6 +25,7 @@ class Score:
     programs: tuple[int, ...]  # General MIDI (0..127) or DRUMS, one a part
     compound: bool = False  # a beat falls into three, as in 6/8
     swings: bool = True  # its eighths may be played unevenly
+    loud: bool = False  # a rock band, whose sixteenths may be as fast as its eighths
 
     @property
     def positions(self) -> NDArray[np.int64]:
