@@ -16,9 +16,10 @@ from stages.clap.model import build as build_clap
 from stages.errors import ModelError
 from stages.ldm.model import UNET, LatentDiffusion, build_unet
 from stages.params import Params
-from stages.store import CARD, model_card, model_params, read_json
+from stages.store import CARD, model_card, read_json
 from stages.vae.model import build as build_vae
 from stages.vocoder.model import build_hifigan
+from stages.weights.export import require_hifigan
 from stages.weights.files import read_tensors
 from stages.weights.folders import Parts, load_tokenizer, save_pipeline_of, set_epsilon
 from stages.weights.ledger import Ledger
@@ -93,11 +94,7 @@ def export_diffusers(model: Path, out: Path) -> None:
     Our folders have diffusers' layout already; what is added is for the people who get it. Raises ModelError.
     """
     card = model_card(model, "ldm")
-    if model_params(model).vocoder.architecture != "hifigan":
-        raise ModelError(
-            f"diffusers' MusicLDMPipeline has a HiFi-GAN at its end; {model} has another vocoder.",
-            "Train one with -S vocoder.architecture=hifigan, then this model again with it.",
-        )
+    require_hifigan(model, "diffusers' MusicLDMPipeline")
     shutil.copytree(model, out)
     (out / CARD).unlink()
     text = README.format(

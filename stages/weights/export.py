@@ -27,7 +27,8 @@ def export_public(model: Path, out: Path) -> Path:
     away from the empty prompt. Raises ModelError for networks that the public layout has no place for.
     """
     params = model_params(model, "ldm")
-    _check(params)
+    require_hifigan(model, "The public layout")
+    _check_attention(params)
     ldm, clap, vae, vocoder = load_ldm(model), load_clap(model), load_vae(model), load_vocoder(model)
     state = {names.UNET + names.unet_name(name, params.ldm): t for name, t in ldm.unet.state_dict().items()}
     state |= {names.VAE + names.vae_name(name, params.vae): t for name, t in vae.network.state_dict().items()}
@@ -49,13 +50,17 @@ def _schedule(params: Params) -> dict[str, Tensor]:
     return {"betas": 1 - alpha_bar / previous, "alphas_cumprod": alpha_bar, "alphas_cumprod_prev": previous}
 
 
-def _check(params: Params) -> None:
-    """The public networks end in a HiFi-GAN, and have attention in the middle, else left with random weights there."""
-    if params.vocoder.architecture != "hifigan":
+def require_hifigan(model: Path, layout: str) -> None:
+    """Raise ModelError for a pipeline folder with another vocoder, for which `layout` has no place."""
+    if model_params(model).vocoder.architecture != "hifigan":
         raise ModelError(
-            "The public layout has a HiFi-GAN at its end; this model has another vocoder.",
+            f"{layout} has a HiFi-GAN at its end; {model} has another vocoder.",
             "Train one with -S vocoder.architecture=hifigan, then this model again with it.",
         )
+
+
+def _check_attention(params: Params) -> None:
+    """The public networks have attention in the middle, else left with random weights there."""
     if not params.vae.mid_attention or not params.ldm.attention[-1]:
         raise ModelError(
             f"The public layout has attention in the middle of VAE and UNet; this model ({params.preset}) has not.",
