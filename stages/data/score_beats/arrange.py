@@ -47,8 +47,9 @@ def arrange(score: Score, generator: np.random.Generator) -> Score:
         same = generator.random() < 0.6
         programs = [int(generator.choice(CHOIR))] * parts if same else [int(p) for p in generator.choice(CHOIR, parts)]
         return dataclasses.replace(score, programs=tuple(programs))
-    style = generator.choice(["alone", "chords", "band", "drums", "rock"], p=[0.15, 0.15, 0.33, 0.1, 0.27])
+    style = generator.choice(["alone", "chords", "band", "drums", "rock"], p=[0.12, 0.13, 0.27, 0.08, 0.4])
     programs, rows = [int(generator.choice(LEADS))], []
+    amplified: tuple[int, ...] = ()
     if style in ("chords", "band"):
         chords = harmony(score)
         rows += accompaniment(score, chords, len(programs), generator)
@@ -60,6 +61,7 @@ def arrange(score: Score, generator: np.random.Generator) -> Score:
         for program in (int(generator.choice(GUITARS)), int(generator.choice(GUITARS)), int(generator.choice(BASSES))):
             rows += riff(score, chords, pattern, len(programs), 24 if program in BASSES else 36, generator)
             programs.append(program)
+        amplified = (1, 2)
     if style in ("band", "drums", "rock"):
         rows += drums(score, len(programs), generator, loud=style == "rock")
         programs.append(DRUMS)
@@ -69,7 +71,7 @@ def arrange(score: Score, generator: np.random.Generator) -> Score:
         made = made[made["part"] != 0]
     elif style != "alone" and generator.random() < 0.3:
         made = _without(made, 0, score, generator)
-    return dataclasses.replace(score, notes=made, programs=tuple(programs), loud=style == "rock")
+    return dataclasses.replace(score, notes=made, programs=tuple(programs), amplified=amplified)
 
 
 def harmony(score: Score) -> list[tuple[int, ...]]:

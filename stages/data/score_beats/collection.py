@@ -162,7 +162,8 @@ def _make(plan: _Plan, destination: Path) -> Piece | None:
         bpm = draw_bpm(score, CHORALE_BPM if plan.tune[0] == "bach" else TYPICAL_BPM, generator)
         played = perform(score, bpm, generator, lead_in=generator.choice([0.1, generator.uniform(0.1, 3)]))
         kit = str(generator.choice(DRUM_KITS)) if generator.random() < DRUM_KIT_SHARE else plan.soundfont
-        sound = render(played, score.programs, _soundfonts(destination), (plan.soundfont, kit), generator)
+        fonts = _soundfonts(destination)
+        sound = render(played, score.programs, fonts, (plan.soundfont, kit), generator, score.amplified)
         piece = Piece(
             f"{plan.number:05d}-{score.id}", plan.split, f"{stem}.flac", f"{stem}.beats", score.title, score.source,
             score.licence, score.metre, round(bpm, 3), round(len(sound) / SAMPLE_RATE, 3), plan.soundfont,

@@ -1,5 +1,6 @@
 """From a performance to sound: a General MIDI soundfont, then a room, a band limit, noise, compression."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -24,11 +25,22 @@ def render(
     soundfonts: Mapping[str, Path],
     chosen: tuple[str, str],
     generator: np.random.Generator,
+    amplified: Sequence[int] = (),
 ) -> Sound:
-    """Mono (n,) float32 at 16 kHz, peak 0.9 or less, by two of `soundfonts`: the instruments' and the drums'."""
+    """Mono (n,) float32 at 16 kHz, peak 0.9 or less, by two of `soundfonts`: the instruments' and the drums'.
+
+    The parts `amplified` are distorted together before they join the others.
+    """
     import soxr
 
-    wide = _synthesise(performance, programs, soundfonts, chosen, generator)
+    def played(of_these: NDArray[np.bool_]) -> Sound:
+        notes = performance.notes[of_these]
+        return _synthesise(dataclasses.replace(performance, notes=notes), programs, soundfonts, chosen, generator)
+
+    guitars = np.isin(performance.notes["part"], amplified)
+    wide = played(~guitars)
+    if guitars.any():
+        wide = wide + _amplified(played(guitars), generator) * (_rms(wide) * generator.uniform(0.5, 1.5))
     return effects(soxr.resample(wide, RENDER_RATE, SAMPLE_RATE, "HQ"), generator)
 
 
@@ -114,6 +126,18 @@ def effects(sound: Sound, generator: np.random.Generator) -> Sound:
     return _normalised(sound) * np.float32(10 ** generator.uniform(-1.0, -0.05))
 
 
+def _amplified(sound: Sound, generator: np.random.Generator) -> Sound:
+    """Through an overdriven amplifier and its cabinet, at RENDER_RATE; RMS 1."""
+    driven = np.tanh(_normalised(sound) * np.float32(10 ** generator.uniform(0.5, 1.7)))
+    for hertz, kind in ((generator.uniform(70, 150), "high"), (generator.uniform(3000, 6000), "low")):
+        driven = _filtered(driven, hertz, kind, 2, RENDER_RATE)
+    return driven / np.float32(_rms(driven))
+
+
+def _rms(sound: Sound) -> float:
+    return float(np.sqrt(np.mean(sound**2))) or 1.0
+
+
 def _normalised(sound: Sound) -> Sound:
     peak = float(np.abs(sound).max(initial=0))
     return (sound / np.float32(peak)) if peak > 0 else sound
@@ -131,10 +155,10 @@ def _reverb(sound: Sound, generator: np.random.Generator) -> Sound:
     return (sound + generator.uniform(0.05, 0.5) * wet).astype(np.float32)
 
 
-def _filtered(sound: Sound, hertz: float, kind: str, order: int) -> Sound:
+def _filtered(sound: Sound, hertz: float, kind: str, order: int, rate: int = SAMPLE_RATE) -> Sound:
     from scipy.signal import butter, sosfilt
 
-    return np.asarray(sosfilt(butter(order, hertz, kind, fs=SAMPLE_RATE, output="sos"), sound), dtype=np.float32)
+    return np.asarray(sosfilt(butter(order, hertz, kind, fs=rate, output="sos"), sound), dtype=np.float32)
 
 
 def _noise(samples: int, generator: np.random.Generator) -> Sound:

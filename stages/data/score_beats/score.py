@@ -25,7 +25,12 @@ class Score:
     programs: tuple[int, ...]  # General MIDI (0..127) or DRUMS, one a part
     compound: bool = False  # a beat falls into three, as in 6/8
     swings: bool = True  # its eighths may be played unevenly
-    loud: bool = False  # a rock band, whose sixteenths may be as fast as its eighths
+    amplified: tuple[int, ...] = ()  # a rock band's parts that are distorted
+
+    @property
+    def loud(self) -> bool:
+        """Whether this is a rock band, whose sixteenths may be as fast as another's eighths."""
+        return bool(self.amplified)
 
     @property
     def positions(self) -> NDArray[np.int64]:
