@@ -1,14 +1,16 @@
 """diffusers' MusicLDMPipeline folders into ours and back: the same networks, one config of sizes instead of seven."""
 
 import math
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from huggingface_hub import ModelCardData
+from huggingface_hub.repocard import metadata_load
 from transformers import ClapConfig, ClapModel, SpeechT5HifiGanConfig
+from yaml import YAMLError
 
 from stages import params as parameters
 from stages.clap.model import TEXT_ENCODER, TOKENIZER, Clap
@@ -36,10 +38,9 @@ AUDIO_KEYS = (
 )  # fmt: skip
 TEXT_KEYS = ("hidden_act", "projection_hidden_act", "max_position_embeddings", "type_vocab_size")
 REMEDY = "Give a whole folder of diffusers' MusicLDMPipeline with .safetensors files."
+NAMELESS = ("other", "unknown")  # what the hub has for a licence that it does not know, and which need not be stated
 README = """---
-library_name: diffusers
-pipeline_tag: text-to-audio
-license: {licence}
+{head}
 ---
 A text-to-music model, exported by musicldm {version} from preset `{preset}` (digest {digest}).
 Training data: {data}.
@@ -97,21 +98,29 @@ def export_diffusers(model: Path, out: Path) -> None:
     require_hifigan(model, "diffusers' MusicLDMPipeline")
     shutil.copytree(model, out)
     (out / CARD).unlink()
+    head = ModelCardData(library_name="diffusers", pipeline_tag="text-to-audio", license=card.get("licence"))
     text = README.format(
-        licence=card.get("licence") or "other", version=card["musicldm"], preset=card["preset"],
-        digest=card["params_digest"], data=card.get("training_data") or f"digest {card.get('data_digest')}",
+        head=head.to_yaml(), version=card["musicldm"], preset=card["preset"], digest=card["params_digest"],
+        data=card.get("training_data") or f"digest {card.get('data_digest')}",
         seconds=card["params"]["audio"]["clip_seconds"],
     )  # fmt: skip
     (out / "README.md").write_text(text, encoding="utf-8")
 
 
 def licence_of(source: Path) -> str | None:
-    """The `license:` of a hub repository's model card, if it states one."""
+    """The licence that a hub repository's model card states, by name; None where it states none. Raises ModelError."""
     readme = source / "README.md"
-    text = readme.read_text(encoding="utf-8", errors="replace") if readme.exists() else ""
-    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    stated = re.search(r"^license:\s*(\S+)", head[1], re.MULTILINE) if head else None
-    return stated[1] if stated else None
+    if not readme.exists():
+        return None
+    try:
+        head = metadata_load(readme) or {}
+    except (ValueError, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"The head of {readme} is no YAML: {reason}.", "Mend it, or leave that file out.") from error
+    stated = head.get("license")
+    if stated in NAMELESS:
+        stated = head.get("license_name")
+    return ", ".join(map(str, stated)) if isinstance(stated, list) else stated and str(stated)
 
 
 def params_of(source: Path) -> Params:

@@ -20,8 +20,9 @@ from stages.generate.settings import Settings
 from stages.store import model_card, verify_model
 from stages.weights import hub
 from stages.weights.describe import describe
-from stages.weights.diffusers_folder import export_diffusers, import_diffusers
+from stages.weights.diffusers_folder import export_diffusers, import_diffusers, licence_of
 from stages.weights.export import export_public
+from stages.weights.half import export_half
 from stages.weights.hub import resolve_model
 
 QUICK = Settings("ddim", 4, 0.0, 1)
@@ -132,8 +133,7 @@ def test_a_tensor_too_many_or_none_but_a_pickle_is_refused(folder, tmp_path):
 
 def test_a_hub_id_is_imported_once_and_its_licence_told(folder, tmp_path, monkeypatch):
     fetched = []
-    text = (folder / "README.md").read_text()
-    (folder / "README.md").write_text(text.replace("license: other", "license: cc-by-nc-sa-4.0"))
+    (folder / "README.md").write_text("---\nlicense: cc-by-nc-sa-4.0\n---\nSome model.\n")
     monkeypatch.setattr(hub, "fetch", lambda name: fetched.append(name) or folder)
     kept, said = resolve_model("ucsd-reach/musicldm", tmp_path / "models")
     assert kept == tmp_path / "models/ucsd-reach--musicldm"
@@ -143,6 +143,41 @@ def test_a_hub_id_is_imported_once_and_its_licence_told(folder, tmp_path, monkey
     about = describe(kept)
     assert about["licence"] == "cc-by-nc-sa-4.0"
     assert "https://huggingface.co/ucsd-reach/musicldm" in about["training_data"]
+
+
+@pytest.mark.parametrize("stated", [None, "CC-BY-SA-4.0: the music's, and 'yours'"])
+def test_a_licence_survives_the_way_out_and_in_and_none_is_made_up(toy_models, tmp_path, typed, stated):
+    known = {} if stated is None else {"licence": stated}
+    export_half(toy_models / "ldm", tmp_path / "half", known)
+    export_diffusers(tmp_path / "half", tmp_path / "out")
+    code, said, _ = typed(tmp_path, "model", "import", "diffusers", tmp_path / "out", "--out", tmp_path / "ldm")
+    wanted = stated or "not known: ask its authors"
+    assert code == 0
+    assert f"Its licence: {wanted}." in " ".join(said.split())
+    assert describe(tmp_path / "ldm")["licence"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("readme", "licence"),
+    [
+        ("---\nlicense: other\n---\n", None),  # as the hub has it for what is not in its list
+        ("---\nlicense: other\nlicense_name: open-rail-music\n---\n", "open-rail-music"),
+        ("---\nlicense: [mit, cc0-1.0]\n---\n", "mit, cc0-1.0"),
+        ("---\ntags: []\n---\nlicense: mit\n", None),
+        ("license: mit\n", None),
+        (None, None),
+    ],
+)
+def test_what_a_hub_card_states(tmp_path, readme, licence):
+    if readme is not None:
+        (tmp_path / "README.md").write_text(readme)
+    assert licence_of(tmp_path) == licence
+
+
+def test_a_broken_head_of_a_hub_card_is_told(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: [mit\n---\n")
+    with pytest.raises(ModelError, match=r"The head of .*README\.md is no YAML"):
+        licence_of(tmp_path)
 
 
 def test_what_is_no_model_is_told_in_one_sentence(folder, tmp_path, monkeypatch):
