@@ -1,7 +1,7 @@
 """How the UNet, the VAE's decoder and the vocoder are run: by PyTorch as they are, or compiled once and kept on disk.
 
     eager      float32, the reference
-    bf16       weights and activations in bfloat16, where the processor multiplies it faster (AMX, AVX-512, CUDA)
+    bf16       weights and activations in bfloat16, where the processor multiplies it faster (AMX, AMD's AVX-512, CUDA)
     compile    AOTInductor: C++ generated, compiled and kept; needs a C++ compiler
     openvino   OpenVINO's CPU kernels (extra `openvino`)
 
