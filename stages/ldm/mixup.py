@@ -175,7 +175,7 @@ class Bank:
         self.rate = per_step / ldm.mixup_bank_uses
         self.chunk = min(ldm.mixup_bank, mixer.params.latents.batch_size)
         self._chunks: dict[int, tuple[Tensor, Tensor]] = {}
-        self._uses: Counter[int] = Counter()  # of each clip, in this process since it began
+        self.uses: Counter[tuple[int, int]] = Counter()  # of each clip, by process and number
 
     def draw(self, step: int, count: int, rank: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """`count` of the clips held at `step`, chosen evenly by torch's global generator."""
@@ -185,7 +185,7 @@ class Bank:
         for index in sorted({number // self.chunk for number in numbers} - self._chunks.keys()):
             clips = list(range(index * self.chunk, (index + 1) * self.chunk))
             self._chunks[index] = self.mixer.make(clips, rank, device)
-        self._uses.update(numbers)
+        self.uses.update((rank, number) for number in numbers)
         found = [[part[number % self.chunk] for part in self._chunks[number // self.chunk]] for number in numbers]
         return torch.stack([z for z, _ in found]), torch.stack([condition for _, condition in found])
 
@@ -194,8 +194,8 @@ class Bank:
         return self.size + int(steps * self.rate)
 
     def statistics(self) -> dict[str, float]:
-        """How many mixed clips were trained on since this process began, and how often each, at the mean and most."""
-        uses = self._uses.values()
+        """How many mixed clips were trained on, and how often each, at the mean and at most."""
+        uses = self.uses.values()
         return {"clips": len(uses), "mean_uses": sum(uses) / max(1, len(uses)), "most_uses": max(uses, default=0)}
 
     def hold_one_chunk(self, device: torch.device) -> float:

@@ -58,6 +58,8 @@ class LdmTask:
             lora.add(self.model, self.ldm.lora_rank)
         self.model.unet.to(memory_format=torch.channels_last)  # what convolutions on matrix units want
         self.state = build_state({"ldm": self.model}, self.settings)
+        if self.bank is not None:
+            self.state.uses = self.bank.uses
         self.alpha_bar = diffusion.alphas_cumprod(self.ldm)
 
     def extra_seconds(self, device: torch.device) -> float:

@@ -78,6 +78,7 @@ def save(run: Path, state: State, position: Position, identity: dict[str, str], 
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in state.optimizers.items()},
                 "schedulers": {name: scheduler.state_dict() for name, scheduler in state.schedulers.items()},
                 "scaler": None if scaler is None else scaler.state_dict(),
+                "uses": dict(state.uses),
             },
             temporary / OPTIMIZERS,
         )
@@ -104,6 +105,8 @@ def load(folder: Path, state: State, scaler: Any = None) -> Position:
             scheduler.load_state_dict(saved["schedulers"][name])
         if scaler is not None and saved["scaler"] is not None:
             scaler.load_state_dict(saved["scaler"])
+        state.uses.clear()
+        state.uses.update(saved.get("uses", {}))  # checkpoints from before they were counted have none
         return Position(*(index[key] for key in Position.__dataclass_fields__))
     except _DAMAGE as error:
         raise DamagedError(" ".join(str(error).split())[:200]) from error

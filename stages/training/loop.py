@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 
 from stages.data.dataset import Draw, StepBatches
 from stages.errors import Interrupted, ModelError, ParamsError
@@ -292,8 +292,11 @@ class Run:
             module.train(training)
 
     def _save(self) -> None:
+        if self.accelerator.num_processes > 1:
+            for uses in gather_object([self.state.uses]):
+                self.state.uses |= uses  # of each the larger number, which is that of its own process
         plain = {name: self.accelerator.unwrap_model(m) for name, m in self.state.modules.items()}
-        state = State(plain, self.state.optimizers, self.state.schedulers, self.state.ema)
+        state = State(plain, self.state.optimizers, self.state.schedulers, self.state.ema, self.state.uses)
         if self.sharding is not None:
             state = self.sharding.gathered()
         if self.accelerator.is_main_process:

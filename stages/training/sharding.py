@@ -71,7 +71,8 @@ class Sharding:
             if self.state.ema is not None and self.whole_ema is not None:
                 _copy(self.state.ema, self.whole_ema)
         held: Any = _Held(_gather(optimizer.state_dict()))
-        return State({self.name: self.whole_module}, {self.name: held}, self.state.schedulers, self.whole_ema)
+        schedulers, uses = self.state.schedulers, self.state.uses
+        return State({self.name: self.whole_module}, {self.name: held}, schedulers, self.whole_ema, uses)
 
     def end(self) -> None:
         """Every process has the whole network and its average again."""

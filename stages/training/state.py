@@ -1,6 +1,7 @@
 """What a training changes from step to step, and how its optimizer, schedule and moving average are made."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,13 +22,15 @@ class State:
     """Everything a checkpoint holds beside the step.
 
     The first of `modules` is the network being trained, and the one `ema` averages; others are its
-    adversaries. Optimizers and schedulers have the names of the modules they move.
+    adversaries. Optimizers and schedulers have the names of the modules they move. `uses` says how often what
+    is made for several steps was trained on since step 0, by the rank of the process that made it and its number.
     """
 
     modules: dict[str, nn.Module]
     optimizers: dict[str, Optimizer]
     schedulers: dict[str, LRScheduler] = field(default_factory=dict)
     ema: AveragedModel | None = None
+    uses: Counter[tuple[int, int]] = field(default_factory=Counter)
 
     @property
     def network(self) -> nn.Module:

@@ -56,6 +56,9 @@ def test_resumed_training_gives_the_same_bits(project, tmp_path, bank):
     parts, history = trained("parts", 2, 4)
     assert history.resumed_at == 2
     assert torch.equal(weights(whole), weights(parts))
+    if bank:
+        assert parts.bank.statistics() == whole.bank.statistics()
+        assert sum(whole.bank.uses.values()) > sum(trained("short", 2)[0].bank.uses.values()) > 0
     other, _ = trained("shorter", 3)
     assert not torch.equal(weights(whole), weights(other))
 

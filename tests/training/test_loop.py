@@ -51,6 +51,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path, stop):
     assert bits(rest.state) == bits(whole.state)
     assert [step for step, _ in rest.seen] == list(range(stop + 1, 12))
     assert rest.seen == whole.seen[stop + 1 :]
+    assert rest.state.uses == whole.state.uses == {(0, n): 2 for n in range(6)}
 
 
 def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
@@ -76,6 +77,7 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
     rest, history, _ = run(tmp_path / "parts", resume=True)
     assert history.resumed_at == 8  # validation at 8 was the best so far, hence saved
     assert bits(rest.state) == bits(whole.state)
+    assert rest.state.uses == whole.state.uses
     assert history.valid == whole_history.valid
     assert not list(run_folder.glob(".*"))
 
@@ -296,6 +298,8 @@ def test_two_processes_equal_one_at_the_same_global_batch(tmp_path, accumulation
     with started(call, environments(2, ACCUMULATION=accumulation)) as ranks:
         assert [process.wait(timeout=240) for process in ranks] == [0, 0]
     alone, _, _ = run(tmp_path / "alone", ToyTask(settings(steps=5), noise=False))
-    both = torch.load(tmp_path / "weights.pt", weights_only=True)
-    for a, b in zip(both, alone.state.network.parameters(), strict=True):
+    both = torch.load(tmp_path / "kept.pt", weights_only=True)
+    parts = int(accumulation)
+    assert both["uses"] == {(rank, n): parts * count for rank in (0, 1) for n, count in enumerate((2, 2, 1))}
+    for a, b in zip(both["weights"], alone.state.network.parameters(), strict=True):
         torch.testing.assert_close(a, b.detach(), rtol=1e-4, atol=1e-6)

@@ -49,6 +49,7 @@ class ToyTask:
 
     def step(self, batch, step, backward):
         self.seen.append((step, batch["track"].tolist()))
+        self.state.uses[int(os.environ.get("RANK", "0")), step // 2] += 1
         network, judge = self.state.modules["network"], self.state.modules["judge"]
         made = network(batch["x"])
         with frozen(self.judge):
@@ -86,5 +87,6 @@ if __name__ == "__main__":  # one process of several: `toy.py OUT`, told its ran
     task = ToyTask(settings(steps=5, accumulation=int(os.environ.get("ACCUMULATION", "1"))), noise=False)
     train(task, checkpoints=Path(sys.argv[1]), identity={"a": "1"})
     if os.environ["RANK"] == "0":
-        torch.save([p.detach() for p in task.state.network.parameters()], Path(sys.argv[1]) / "weights.pt")
+        kept = {"weights": [p.detach() for p in task.state.network.parameters()], "uses": dict(task.state.uses)}
+        torch.save(kept, Path(sys.argv[1]) / "kept.pt")
     torch.distributed.destroy_process_group()

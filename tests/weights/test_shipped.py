@@ -47,6 +47,10 @@ def test_its_card_says_what_its_metrics_say():
     card, metrics = ((ROOM / name).read_text(encoding="utf-8") for name in ("README.md", "metrics.json"))
     for value in json.loads(metrics)["card"].values():
         assert str(value) in card
+    about = model_card(SHIPPED)
+    train, ldm = about["params"]["ldm"]["train"], about["params"]["ldm"]
+    mixed = train["steps"] * train["batch_size"] * ldm["mixup_probability"]
+    assert about["mixup"]["clips"] * about["mixup"]["mean_uses"] == pytest.approx(mixed, rel=0.02)
     assert "/home" not in json.dumps(model_card(SHIPPED)) and "/root" not in json.dumps(model_card(SHIPPED))
 
 
