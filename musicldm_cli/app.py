@@ -73,7 +73,16 @@ def options(
 def main() -> NoReturn:
     """Run the command line; every exit of the program is here."""
     signal.signal(signal.SIGTERM, _interrupt)
-    output = Output("json" if "--json" in sys.argv[1:] else "human")
+    try:
+        code = _run(Output("json" if "--json" in sys.argv[1:] else "human"))
+    except BrokenPipeError:  # the reader of our stdout went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    raise SystemExit(code)
+
+
+def _run(output: Output) -> int:
+    """The exit code of the command line; what went wrong is told on `output`."""
     try:
         code = app(standalone_mode=False)
         if code == EXIT_CODES[errors.Interrupted]:  # typer turns Ctrl-C into this
@@ -91,10 +100,7 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         code = 130
         output.error(errors.Interrupted("Interrupted.", "The same command goes on where it stopped."), code)
-    except BrokenPipeError:  # the reader of our stdout went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    raise SystemExit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def exit_code(error: errors.MusicldmError) -> int:

@@ -288,6 +288,8 @@ class Generate(Section):
     sampler: Literal["ddim", "dpm++", "unipc", "euler"] = "ddim"
     steps: Positive = 200
     guidance: NonNegative = 2.0
+    guidance_interval: list[Share] = Field(default=[0.0, 1.0], min_length=2, max_length=2)
+    """Shares of the diffusion's time, 1 being noise; steps outside are not guided and cost half as much."""
     eta: Share = 0.0
     reuse: Positive | None = None  # the UNet's inner blocks at every n-th step; null: by the number of steps
     candidates: Positive = 1

@@ -179,3 +179,15 @@ def test_completion_for_bash_is_printed():
     assert done.returncode == 0, done.stderr
     assert "complete" in done.stdout
     assert "_MUSICLDM_COMPLETE" in done.stdout
+
+
+def test_an_error_that_nobody_reads_any_more_is_no_traceback():
+    """The reader of --json went away, as `head` does, before the error was told."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "musicldm_cli", "--json", "model", "info", "nothing"], stdout=write,
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}, check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")

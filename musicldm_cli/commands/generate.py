@@ -50,9 +50,9 @@ def generate(
     sampler: Annotated[str | None, typer.Option(help="ddim, dpm++, unipc or euler.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")] = None,
     guidance_interval: Annotated[
-        tuple[float, float],
+        tuple[float, float] | None,
         typer.Option(metavar="LO HI", help="Guide only in these shares of the diffusion time; 1 is noise."),
-    ] = (0.0, 1.0),
+    ] = None,
     negative: Annotated[str | None, typer.Option(help="What it should not sound like.")] = None,
     eta: Annotated[float | None, typer.Option(help="Fresh noise at every step, 0 to 1 (ddim only).")] = None,
     reuse: Annotated[
@@ -121,8 +121,9 @@ def generate(
             "--candidates": candidates is not None, "a novelty gate": gates.wanted, "an edit": edits.way is not None,
         })  # fmt: skip
     params = found.params(override)
-    given = {"sampler": sampler, "steps": steps, "eta": eta, "reuse": reuse, "candidates": candidates}
-    settings = _settings(params, given | ({"candidates": 1} if goal.stdout else {}), guidance_interval, avoid_copies)
+    given = {"sampler": sampler, "steps": steps, "guidance_interval": guidance_interval, "eta": eta, "reuse": reuse,
+             "candidates": candidates}  # fmt: skip
+    settings = _settings(params, given | ({"candidates": 1} if goal.stdout else {}), avoid_copies)
     maker = _maker(found, model, settings, backend)
     edit = edits.make(found, maker.audio.sample_rate)
     defaults = _defaults(params, maker.audio, edit, goal.stdout, seed, negative, guidance, seconds)
@@ -142,14 +143,15 @@ def _check_stream(refused: dict[str, bool]) -> None:
         raise UsageError("--out - writes sound, not text.", 'Pipe it: musicldm generate "calm piano" --out - | aplay')
 
 
-def _settings(params: Params, given: dict[str, Any], interval: tuple[float, float], avoid: float) -> Settings:
+def _settings(params: Params, given: dict[str, Any], avoid: float) -> Settings:
     """The options that were given, and those of params.yaml. Raises UsageError."""
     from stages.generate.settings import Settings, automatic_reuse
 
     chosen = {key: getattr(params.generate, key) if value is None else value for key, value in given.items()}
     if chosen["reuse"] is None:
         chosen["reuse"] = automatic_reuse(chosen["steps"])
-    return Settings(**chosen, interval=interval, avoid=avoid)
+    low, high = chosen.pop("guidance_interval")
+    return Settings(**chosen, interval=(low, high), avoid=avoid)
 
 
 @dataclass(frozen=True)

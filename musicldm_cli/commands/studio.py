@@ -45,9 +45,11 @@ def studio(
         folder.mkdir(parents=True, exist_ok=True)
     known = find_models(models or [usual for usual in (found.layout.models, SHIPPED) if usual.is_dir()])
     card = model_card(next(iter(known.values())), "ldm")
-    jobs = StudioQueue(known, folder, found.layout.shards, found.layout.metrics / "cache")
+    defaults = found.params(override).generate
+    low, high = defaults.guidance_interval
+    jobs = StudioQueue(known, folder, found.layout.shards, found.layout.metrics / "cache", (low, high))
     seconds = float(card["params"]["audio"]["clip_seconds"])
-    app = studio_app(jobs, found.params(override).generate, seconds, host)
+    app = studio_app(jobs, defaults, seconds, host)
     serve(app, host, port, folder / "studio.log", lambda at: found.output.say(f"Studio at {at} (Ctrl-C ends it)."))
     jobs.close()
     found.output.result(f"The clips are in {folder}.", [folder])

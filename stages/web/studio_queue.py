@@ -26,7 +26,7 @@ from stages.generate.manifest import MANIFEST, read_manifest
 from stages.generate.pipeline import Pipeline
 from stages.generate.plots import save_waveform_and_spectrogram
 from stages.generate.prompts import Defaults, Prompt, typed_prompt
-from stages.generate.settings import SAMPLERS, Settings
+from stages.generate.settings import SAMPLERS, WHOLE, Settings
 from stages.progress import Progress
 from stages.store import model_card, model_digest, write_json
 from stages.web.neighbours import Neighbours
@@ -77,10 +77,15 @@ class Job:
 
 
 class StudioQueue:
-    """Makes the clips of `models` (folders by name) below `out`, one at a time, in the order they were asked for."""
+    """Makes the clips of `models` (folders by name) below `out`, one at a time, in the order they were asked for.
 
-    def __init__(self, models: dict[str, Path], out: Path, shards: Path, cache: Path) -> None:
-        self.models, self.out, self.shards, self.cache = models, out, shards, cache
+    All are guided in the same `interval` of the diffusion's time.
+    """
+
+    def __init__(
+        self, models: dict[str, Path], out: Path, shards: Path, cache: Path, interval: tuple[float, float] = WHOLE
+    ) -> None:
+        self.models, self.out, self.shards, self.cache, self.interval = models, out, shards, cache, interval
         self._names = {model_digest(path): name for name, path in models.items()}
         self._jobs: dict[str, Job] = {}
         self._line: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -100,7 +105,7 @@ class StudioQueue:
 
     def submit(self, owner: str, given: dict[str, Any], upload: Upload | None) -> Job:
         """Queue a clip. Raises Refused for impossible settings or a full queue."""
-        job = _job(owner, given, upload, self.models)
+        job = _job(owner, given, upload, self.models, self.interval)
         with self._lock:
             waiting = [j for j in self._jobs.values() if j.state in ("queued", "running")]
             if len(waiting) >= WAITING_ALL or sum(j.owner == owner for j in waiting) >= WAITING_EACH:
@@ -241,7 +246,9 @@ def _read_near(folder: Path, clip: str) -> list[dict[str, Any]] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _job(owner: str, given: dict[str, Any], upload: Upload | None, models: dict[str, Path]) -> Job:
+def _job(
+    owner: str, given: dict[str, Any], upload: Upload | None, models: dict[str, Path], interval: tuple[float, float]
+) -> Job:
     model = given.get("model")
     if model not in models:
         raise Refused(422, "There is no such model here.")
@@ -262,7 +269,7 @@ def _job(owner: str, given: dict[str, Any], upload: Upload | None, models: dict[
         raise Refused(422, error.message) from None
     job_id = secrets.token_hex(8)
     strength = _number(given, "strength", 0, 1) if upload is not None else 1.0
-    settings = Settings(given["sampler"], steps, 0.0, candidates)
+    settings = Settings(given["sampler"], steps, 0.0, candidates, interval)
     return Job(job_id, owner, model, replace(prompt, id=job_id), settings, upload, strength)
 
 
