@@ -7,12 +7,12 @@ Ours and the peer are two processes of one tree that make clips in turn, never a
 after one of two steps that warms up. `same_steps`: both DDIM, `--steps` steps, the same first noise and embeddings,
 random weights; once with all blocks at every step (`exact`) and once with the inner blocks at every `--reuse`-th,
 by default what `musicldm generate` takes for so many steps. `memory_ratio`: their highest resident memory, loading
-included. `equal_quality`, with `--trained WORK` only: ours with its preset's default sampler and steps against the
-peer's 200, on the trained model of a work folder, with the musicnn kernel distance of both sets to the test split.
-`cold_seconds`: the command `musicldm generate` with the preset small's default settings and random weights, from start
-to finished WAV. Nothing is extrapolated. `others_share` is the part of the processors that other programs had
-meanwhile, at most: where it is not near 0, no time here is to be trusted. With `--only`, what the other parts wrote
-into `--json FILE` is kept.
+included. `equal_quality`, with `--trained WORK` only: ours with its preset's default sampler, steps and guidance
+against the peer's 200 steps, on the trained model of a work folder, with the musicnn kernel distance of both sets to
+the test split. `cold_seconds`: the command `musicldm generate` with the preset small's default settings and random
+weights, from start to finished WAV. Nothing is extrapolated. `others_share` is the part of the processors that other
+programs had meanwhile, at most: where it is not near 0, no time here is to be trusted. With `--only`, what the other
+parts wrote into `--json FILE` is kept.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def ours(folder: Path, backend_name: str, cache: Path) -> None:
     from stages.generate.memory import shelve
     from stages.generate.pipeline import Pipeline
     from stages.generate.prompts import Prompt
-    from stages.generate.settings import Settings
+    from stages.generate.settings import WHOLE, Settings
 
     pipeline = Pipeline.load(folder)
     backend = choose_backend(backend_name, pipeline, cache)
@@ -88,8 +88,9 @@ def ours(folder: Path, backend_name: str, cache: Path) -> None:
     say(name=backend.name, why=backend.why)
 
     def make(job: dict[str, Any]) -> np.ndarray:
-        prompt = Prompt("clip", job["prompt"], job["seed"], None, GUIDANCE, pipeline.params.audio.clip_seconds)
-        settings = Settings(job["sampler"], job["steps"], 0.0, 1, reuse=job["reuse"])
+        guidance, interval = job.get("guidance", GUIDANCE), tuple(job.get("guidance_interval", WHOLE))
+        prompt = Prompt("clip", job["prompt"], job["seed"], None, guidance, pipeline.params.audio.clip_seconds)
+        settings = Settings(job["sampler"], job["steps"], 0.0, 1, interval, reuse=job["reuse"])
         return pipeline.waveforms([prompt], [0], settings)[0].cpu().numpy()
 
     work(make)
@@ -292,7 +293,7 @@ def equal_quality(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any
     layout = Layout(arguments.trained)
     card = model_card(layout.ldm, "ldm")
     defaults, params = parameters.preset(card["preset"]).generate, parameters.Params.model_validate(card["params"])
-    way = {"sampler": defaults.sampler, "steps": defaults.steps}
+    way = defaults.model_dump(include={"sampler", "steps", "guidance", "guidance_interval"})
     way["reuse"] = defaults.reuse or automatic_reuse(defaults.steps)
     ways = {"ours": way, "peer": {"sampler": "ddim", "steps": PEER_STEPS}}
     found, about = race(layout.ldm, scratch / "quality", arguments, arguments.quality_clips, ways)
