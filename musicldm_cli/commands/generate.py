@@ -249,7 +249,7 @@ def _files(
     found: Session, params: Params, maker: _Maker, wanted: list[Prompt], bad: list[BadRow], goal: Target,
     settings: Settings, plot: bool, edit: Edit | None, gates: GateOptions,
 ) -> None:  # fmt: skip
-    from stages.generate.manifest import make_folder, plan_clips
+    from stages.generate.manifest import output_folder, plan_clips
     from stages.store import model_digest
 
     index = gates.find_index(found, params, maker.folder)
@@ -262,15 +262,15 @@ def _files(
         from stages.generate.batch import generate_files
 
         gate = gates.make(found, index, maker.folder, maker.audio)
-        make_folder(goal.folder)
-        pipeline = _load(found, maker)
-        cut = _warn_of_cut(found, pipeline, plan.todo)
-        started = time.perf_counter()
-        with found.output.progress() as progress:
-            rows, made = generate_files(
-                pipeline, wanted, settings, goal.folder, goal.suffix, plot, params.generate.batch_size, progress,
-                edit, gate,
-            )  # fmt: skip
+        with output_folder(goal.folder):
+            pipeline = _load(found, maker)
+            cut = _warn_of_cut(found, pipeline, plan.todo)
+            started = time.perf_counter()
+            with found.output.progress() as progress:
+                rows, made = generate_files(
+                    pipeline, wanted, settings, goal.folder, goal.suffix, plot, params.generate.batch_size, progress,
+                    edit, gate,
+                )  # fmt: skip
         taken = time.perf_counter() - started
     show(found, rows, made, cut, bad, goal.folder, plot, taken)
 

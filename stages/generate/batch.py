@@ -14,7 +14,7 @@ import torch
 from stages.audio import io as audio_io
 from stages.generate.edit import Edit
 from stages.generate.gate import Gate, similarity
-from stages.generate.manifest import MANIFEST, make_folder, plan_clips
+from stages.generate.manifest import MANIFEST, output_folder, plan_clips
 from stages.generate.pipeline import Clip, Pipeline
 from stages.generate.plots import one_line, save_spectrogram
 from stages.generate.prompts import Prompt
@@ -47,7 +47,6 @@ def generate_files(
     """
     plan = plan_clips(prompts, settings, out, suffix, plot, pipeline.digest, also(edit, gate))
     _check(pipeline, prompts, settings, edit)
-    make_folder(out)
     rows, todo = plan.rows, plan.todo
     steps_each = steps_taken(len(pipeline.timesteps(settings)), 1.0 if edit is None else edit.strength)
     total = len(todo) * settings.candidates * steps_each
@@ -59,20 +58,21 @@ def generate_files(
         progress("Denoising steps", steps, max(steps, total))  # more than planned where the gate asks for other seeds
 
     progress("Clips", 0, len(todo))
-    for batch in _batches(pipeline, todo, settings.candidates, batch_size):
-        started = time.perf_counter()
-        clips = make_clips(pipeline, batch, settings, batch_size, on_steps, edit, gate)
-        taken = (time.perf_counter() - started) / len(batch)
-        for clip in clips:
-            row = plan.wanted[clip.prompt.id] | _outcome(clip, taken)
-            write_clip(out / row["file"], clip, pipeline.params.audio.sample_rate, row)
-            if plot:
-                title = f"{clip.prompt.prompt}  (seed {clip.prompt.seed})"
-                save_spectrogram((out / row["file"]).with_suffix(".png"), clip.waveform, pipeline.params, title)
-            rows[clip.prompt.id] = row
-        write_jsonl(out / MANIFEST, list(rows.values()))
-        finished += len(batch)
-        progress("Clips", finished, len(todo))
+    with output_folder(out):
+        for batch in _batches(pipeline, todo, settings.candidates, batch_size):
+            started = time.perf_counter()
+            clips = make_clips(pipeline, batch, settings, batch_size, on_steps, edit, gate)
+            taken = (time.perf_counter() - started) / len(batch)
+            for clip in clips:
+                row = plan.wanted[clip.prompt.id] | _outcome(clip, taken)
+                write_clip(out / row["file"], clip, pipeline.params.audio.sample_rate, row)
+                if plot:
+                    title = f"{clip.prompt.prompt}  (seed {clip.prompt.seed})"
+                    save_spectrogram((out / row["file"]).with_suffix(".png"), clip.waveform, pipeline.params, title)
+                rows[clip.prompt.id] = row
+            write_jsonl(out / MANIFEST, list(rows.values()))
+            finished += len(batch)
+            progress("Clips", finished, len(todo))
     return [rows[prompt.id] for prompt in prompts], [rows[prompt.id] for prompt in todo]
 
 

@@ -4,7 +4,8 @@ Knows no network, so that a run whose clips are all there ends before one is loa
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,26 @@ def gate_identity(digest: str, most: float | None, tries: int) -> dict[str, Any]
     return {"index": digest} if most is None else {"index": digest, "max_similarity": most, "tries": tries}
 
 
-def make_folder(out: Path) -> None:
-    """Raises DataError when it cannot be."""
+@contextmanager
+def output_folder(out: Path) -> Iterator[None]:
+    """Make `out` before work that takes long; where that fails, what is new of it and empty is removed again.
+
+    Raises DataError when it cannot be made.
+    """
     try:
         with disk_errors(out):
+            new = [folder for folder in (out, *out.parents) if not folder.exists()]
             out.mkdir(parents=True, exist_ok=True)
     except OSError as error:  # a name too long, a folder where none can be
         raise DataError(f"{out} cannot be written: {error.strerror}.", "Choose a folder you may write to.") from error
+    try:
+        yield
+    except BaseException:
+        for folder in new:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
+        raise
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,19 @@ def test_mistakes_get_one_sentence_at_once_and_leave_nothing(call, tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("options", [("--out", "a/clips"), ("--out", "there"), ("--out", "a/clip.wav")])
+def test_an_altered_model_is_refused_and_leaves_nothing(call, toy_models, tmp_path, options):
+    shutil.copytree(toy_models / "ldm", tmp_path / "mine")
+    file = tmp_path / "mine" / "null_condition.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    (tmp_path / "there").mkdir()
+    code, out, err = call("calm", "--model", "mine", *options)
+    assert (code, out) == (5, "")
+    assert "null_condition.safetensors was altered" in " ".join(err.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "there"]
+    assert list((tmp_path / "there").iterdir()) == []
+
+
 def test_rows_that_cannot_be_made_are_listed_and_the_others_made(call, tmp_path):
     (tmp_path / "p.csv").write_text("prompt,seconds\ncalm,0.5\ncalm,-3\ncalm,9999\nx\x07,\n")
     code, _, err = call("--prompts", "p.csv", "--out", "clips")
@@ -124,14 +138,14 @@ def test_rows_that_cannot_be_made_are_listed_and_the_others_made(call, tmp_path)
     assert "line 2: --seconds does not go with --loop" in err
 
 
-def test_a_full_disk_is_said_and_leaves_no_half_file(call, tmp_path, monkeypatch):
+def test_a_full_disk_is_said_and_leaves_nothing(call, tmp_path, monkeypatch):
     from stages.audio import io as audio_io
 
     monkeypatch.setattr(audio_io, "write", lambda path, *_: _fail(path))
     code, _, err = call("calm piano", "--out", "clips")
     assert code == 4
     assert "full" in err
-    assert list((tmp_path / "clips").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def _fail(path):
