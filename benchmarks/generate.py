@@ -286,11 +286,13 @@ def same_steps(arguments: argparse.Namespace, models: Path, scratch: Path) -> di
 def equal_quality(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Seconds of our defaults against the peer's 200 steps, and whether our set is further from real clips."""
     from stages import params as parameters
+    from stages.data.shards import ShardReader
     from stages.generate.settings import automatic_reuse
     from stages.layout import Layout
     from stages.store import model_card
 
     layout = Layout(arguments.trained)
+    ShardReader(layout.shards)  # raises before minutes have gone
     card = model_card(layout.ldm, "ldm")
     defaults, params = parameters.preset(card["preset"]).generate, parameters.Params.model_validate(card["params"])
     way = defaults.model_dump(include={"sampler", "steps", "guidance", "guidance_interval"})

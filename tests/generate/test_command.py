@@ -180,3 +180,16 @@ def test_a_stream_is_a_wav_and_an_interrupted_run_keeps_its_clips(toy_models, tm
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     assert 1 <= len(rows) < 500
     assert {row["file"] for row in rows} <= {path.name for path in (tmp_path / "clips").iterdir()}
+
+
+def test_the_guidance_interval_is_that_of_params_unless_it_is_given(call, tmp_path):
+    """And what lies in the parameters the wrong way round is refused as an option is."""
+    narrow = ("-S", "generate.guidance_interval=[0.25, 0.5]")
+    for name, options, told in (
+        ("params", narrow, [0.25, 0.5]), ("option", (*narrow, "--guidance-interval", "0.1", "0.9"), [0.1, 0.9]),
+    ):  # fmt: skip
+        assert call("calm", "--steps", "2", "--out", name, *options)[0] == 0
+        row = json.loads((tmp_path / name / "manifest.jsonl").read_text())
+        assert row["guidance_interval"] == told
+    code, _, err = call("calm", "-S", "generate.guidance_interval=[0.9, 0.1]")
+    assert (code, "0.9 0.1 is not two shares" in err) == (2, True)
