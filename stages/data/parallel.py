@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, TypeVar
 
 from joblib import Parallel, cpu_count, delayed, parallel_config
 
-from stages.errors import MissingDependencyError, UsageError
+from stages.errors import Interrupted, MissingDependencyError, UsageError
 from stages.progress import Progress, silent
 
 Result = TypeVar("Result")
@@ -29,7 +30,7 @@ def run_each(
     By `jobs` processes of one thread each (default: one for each CPU). With `dask`, a scheduler's address, by all
     workers of that cluster; they must see the same files under the same absolute paths, and a task whose worker
     dies is done again by another. Raises UsageError when no scheduler answers and MissingDependencyError without Dask;
-    what `function` raises ends the run.
+    Interrupted where a process of this machine dies, and what `function` raises.
     """
     progress(label, 0, len(items))
     if not items:
@@ -40,6 +41,11 @@ def run_each(
             for done, result in enumerate(results, start=1):
                 progress(label, done, len(items))
                 yield result
+        except BrokenProcessPool as error:
+            raise Interrupted(
+                "A worker process was killed, as the system does when it runs out of memory.",
+                "The same command goes on with what is not done; with fewer --jobs it needs less memory.",
+            ) from error
         finally:
             with warnings.catch_warnings():  # joblib would warn a caller who stops early that tasks are cancelled
                 warnings.simplefilter("ignore", UserWarning)
@@ -59,6 +65,8 @@ def _pool(jobs: int, dask: str | None) -> Iterator[Parallel]:
                 pool = Parallel(return_as="generator_unordered")
             yield pool
     else:
+        # Said where joblib replaces, between two tasks, a process that has grown; one that died breaks the pool.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given", UserWarning)
         with parallel_config("loky", inner_max_num_threads=1):
             pool = Parallel(n_jobs=jobs, return_as="generator_unordered")
         yield pool
