@@ -66,6 +66,14 @@ def test_every_section_is_tracked_by_some_stage():
     assert tracked == set(params.Params.model_fields) - {"preset"}
 
 
+@pytest.mark.parametrize("graph", ["dvc.yaml", "profiles/small/dvc.yaml"])
+def test_the_vocoder_waits_for_the_vae_that_it_may_hear(graph):
+    """Also by `vocoder.train_on: real`, since deps cannot depend on params: a new VAE then costs it a validation."""
+    stages = yaml.safe_load((ROOT / graph).read_text())["stages"]
+    assert "work/models/vae" in stages["vocoder"]["deps"]
+    assert stages["vae"]["outs"] == ["work/models/vae"]
+
+
 def test_mixup_reruns_only_the_diffusion_and_what_follows():
     """By the graph: what depends on the `ldm` section, directly or through outs."""
     outs = {name: _paths(body(name)["outs"]) for name in NAMES}
