@@ -164,26 +164,28 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_text(path: Path, remedy: str) -> str:
+    """A text file, with or without a byte order mark. Raises DataError, with `remedy`, when it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"There is no {path}.", remedy) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.", remedy) from error
+
+
 def read_json(path: Path, remedy: str) -> Any:
     """Parse a JSON file of ours. Raises DataError, with `remedy`, when it is missing or malformed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"There is no {path}.", remedy) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(read_text(path, remedy))
+    except json.JSONDecodeError as error:
         raise DataError(f"{path} cannot be read: {error}.", remedy) from error
 
 
 def read_jsonl(path: Path, remedy: str) -> list[dict[str, Any]]:
     """Parse a JSON-lines file of ours. Raises DataError naming the first bad line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"There is no {path}.", remedy) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.", remedy) from error
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(read_text(path, remedy).splitlines(), start=1):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:

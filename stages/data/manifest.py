@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 
 from stages.errors import DataError
-from stages.store import read_json, write_text
+from stages.store import read_json, read_text, write_text
 
 MANIFEST = "manifest.csv"
 ROOT = "manifest.json"
@@ -59,13 +59,7 @@ def read_manifest(path: Path) -> Manifest:
     malformed, or a path leaves the root.
     """
     path = path / MANIFEST if path.is_dir() else path
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"There is no manifest {path}.", _REMAKE) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.", _REMAKE) from error
-    reader = csv.DictReader(text_io.StringIO(text, newline=""), strict=True)
+    reader = csv.DictReader(text_io.StringIO(read_text(path, _REMAKE), newline=""), strict=True)
     try:
         missing = [name for name in _COLUMNS if name != "recording" and name not in (reader.fieldnames or [])]
         if missing:
