@@ -72,12 +72,14 @@ def options(
 
 def main() -> NoReturn:
     """Run the command line; every exit of the program is here."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = _run(Output("json" if "--json" in sys.argv[1:] else "human"))
     except BrokenPipeError:  # the reader of our stdout went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     raise SystemExit(code)
 
 

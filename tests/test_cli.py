@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -191,3 +192,11 @@ def test_an_error_that_nobody_reads_any_more_is_no_traceback():
     )  # fmt: skip
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_the_command_line_leaves_signals_as_they_were(monkeypatch, capsys):
+    """A child forked later would inherit a handler in Python's own time, which a waiting semaphore never gives."""
+    before = signal.getsignal(signal.SIGTERM)
+    assert call(monkeypatch, capsys, "--version")[0] == 0
+    assert call(monkeypatch, capsys, "model", "info", "nothing")[0] != 0
+    assert signal.getsignal(signal.SIGTERM) is before
