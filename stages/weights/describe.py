@@ -6,6 +6,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from stages.beats.model import KIND as BEATS
 from stages.errors import ModelError
 from stages.params import Params
 from stages.store import model_card, model_digest
@@ -17,18 +18,22 @@ UNKNOWN, OWN = "not known: ask its authors", "none stated: that of the training 
 def describe(folder: Path) -> dict[str, Any]:
     """Kind, preset, digests, origin, training, licence, and the size of every network. Raises ModelError."""
     card = model_card(folder)
-    params = Params.model_validate(card["params"])
     about = {key: value for key, value in card.items() if key not in HIDDEN}
     return {
         **about,
         "digest": model_digest(folder),
         "training_data": card.get("training_data") or _training_data(card),
         "licence": card.get("licence") or (UNKNOWN if "imported_from" in card else OWN),
-        "clip": f"{params.audio.clip_seconds:g} s at {params.audio.sample_rate} Hz",
-        "latent_shape": list(params.latent_shape),
+        **({} if card["kind"] == BEATS else _sound(card)),
         "networks": networks(folder, card),
         "megabytes": round(sum(file["bytes"] for file in card["files"].values()) / 1e6, 2),
     }
+
+
+def _sound(card: dict[str, Any]) -> dict[str, Any]:
+    params = Params.model_validate(card["params"])
+    clip = f"{params.audio.clip_seconds:g} s at {params.audio.sample_rate} Hz"
+    return {"clip": clip, "latent_shape": list(params.latent_shape)}
 
 
 def networks(folder: Path, card: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ from stages.beats.features import MIX
 from stages.data.score_beats.collection import INDEX, Piece
 from stages.errors import DataError, ModelError
 from stages.store import model_card, model_digest, write_jsonl, write_text
+from stages.weights.describe import describe
 from tests.beats.conftest import SAMPLE_RATE, click_track
 
 
@@ -131,3 +132,11 @@ def test_a_folder_without_pieces_is_refused(tmp_path):
     write_jsonl(tmp_path / INDEX, [])
     with pytest.raises(DataError, match="no piece to train on"):
         BeatTask(params.preset("tiny"), tmp_path, tmp_path / "cache")
+
+
+def test_the_shipped_tracker_is_described():
+    about = describe(SHIPPED)
+    assert (about["kind"], about["licence"]) == ("beats", "MIT")
+    assert about["networks"]["model"]["parameters"] == 1_052_110
+    assert about["megabytes"] <= 12
+    assert set(about["test"]) == {"beat_f", "downbeat_f", "pieces"}
