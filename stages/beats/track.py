@@ -63,7 +63,8 @@ def track_collection(
                if not file.exists()}  # fmt: skip
     targets = list(missing)
     for index, found in track_files(list(missing.values()), settings.beats, jobs, progress, dask=dask, device=device):
-        write_json(targets[index], {"seconds": found.seconds, "bars": found.bars.round(4).tolist()})
+        kept_of = {"seconds": found.seconds, "salience": round(found.salience, 4), "bars": found.bars.round(4).tolist()}
+        write_json(targets[index], kept_of)
     rhythms = [_rhythm(track.id, file, settings.tempo) for track, file in zip(manifest.tracks, kept, strict=True)]
     write_jsonl(folder / BEATS, [asdict(rhythm) for rhythm in rhythms])
     return rhythms
@@ -100,7 +101,8 @@ def track_audio(
 
 def _rhythm(track_id: str, file: Path, settings: params.Tempo) -> Rhythm:
     kept = read_json(file, f"Remove {file} and run again: musicldm prep beats")
-    return Rhythm.judge(track_id, np.array(kept["bars"], dtype=np.float64).reshape(-1, 2), kept["seconds"], settings)
+    bars = np.array(kept["bars"], dtype=np.float64).reshape(-1, 2)
+    return Rhythm.judge(track_id, bars, kept["seconds"], settings, kept["salience"])
 
 
 def _track_file(path: Path, settings: str, device: str) -> Tracked:

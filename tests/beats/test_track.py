@@ -30,7 +30,7 @@ def judged(backend: backends.Backend, samples: np.ndarray, folder: Path) -> Rhyt
     file = folder / "sound.wav"
     io.write(file, samples.astype(np.float32).clip(-1, 1), RATE)
     found = backends.track(backend, file, params.Beats())
-    return Rhythm.judge("a", found.bars, found.seconds, params.Tempo())
+    return Rhythm.judge("a", found.bars, found.seconds, params.Tempo(), found.salience)
 
 
 def test_a_click_track_is_tracked(backend, tmp_path):
@@ -60,9 +60,9 @@ def test_no_group_without_evidence(backend, samples, tmp_path):
     assert rhythm.reason
 
 
-def babble(seconds: float) -> np.ndarray:
+def babble(seconds: float, seed: int) -> np.ndarray:
     """Like speech: bursts of buzz with moving formants, of irregular length and pause."""
-    generator = np.random.default_rng(5)
+    generator = np.random.default_rng(seed)
     parts, made = [], 0.0
     while made < seconds:
         length, pause = generator.uniform(0.06, 0.3), generator.choice([0.02, 0.05, 0.1, 0.5])
@@ -85,7 +85,7 @@ def rubato(seconds: float) -> np.ndarray:
     return samples / np.abs(samples).max()
 
 
-@pytest.mark.parametrize("samples", [babble(20), rubato(25)], ids=["speech", "rubato"])
+@pytest.mark.parametrize("samples", [babble(20, 1), babble(20, 5), rubato(25)], ids=["speech", "more", "rubato"])
 def test_no_group_without_a_steady_beat(backend, samples, tmp_path):
     rhythm = judged(backend, samples, tmp_path)
     assert rhythm.tempo_group is None, rhythm
