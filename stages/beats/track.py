@@ -63,8 +63,8 @@ def track_collection(
                if not file.exists()}  # fmt: skip
     targets = list(missing)
     for index, found in track_files(list(missing.values()), settings.beats, jobs, progress, dask=dask, device=device):
-        kept_of = {"seconds": found.seconds, "salience": round(found.salience, 4), "bars": found.bars.round(4).tolist()}
-        write_json(targets[index], kept_of)
+        row = {"seconds": found.seconds, "salience": round(found.salience, 4), "bars": found.bars.round(4).tolist()}
+        write_json(targets[index], row)
     rhythms = [_rhythm(track.id, file, settings.tempo) for track, file in zip(manifest.tracks, kept, strict=True)]
     write_jsonl(folder / BEATS, [asdict(rhythm) for rhythm in rhythms])
     return rhythms

@@ -139,7 +139,7 @@ def test_a_collection_is_tracked_once_and_judged_anew(collection, tmp_path, monk
 
 def test_an_interrupted_run_keeps_what_was_done(collection, tmp_path, monkeypatch):
     def broken(*_, **__):
-        yield 0, track.Tracked(np.array([[0.5, 1.0]]), 1.0)
+        yield 0, track.Tracked(np.array([[0.5, 1.0]]), 1.0, 1.0)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(track, "track_files", broken)
