@@ -53,6 +53,11 @@ class Layout:
         return self.models / "vocoder"
 
     @property
+    def few_steps(self) -> Path:
+        """The pipeline with weights for few steps."""
+        return self.models / "few-steps"
+
+    @property
     def ldm(self) -> Path:
         """The whole text-to-music pipeline as one diffusers-style folder."""
         return self.models / "ldm"

@@ -12,7 +12,7 @@ import typer
 
 from musicldm_cli.clips import EditOptions, GateOptions, Target, show, target, write_stream
 from musicldm_cli.session import Session, session
-from stages.errors import UsageError
+from stages.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from stages.generate.edit import Edit
@@ -47,7 +47,9 @@ def generate(
     ] = None,
     seconds: Annotated[float | None, typer.Option(help="Length; default one clip as trained.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddim, dpm++, unipc or euler.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="ddim, dpm++, unipc, euler, or few-steps, for a model of `train few-steps`.")
+    ] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")] = None,
     guidance_interval: Annotated[
         tuple[float, float] | None,
@@ -128,6 +130,17 @@ def generate(
     edit = edits.make(found, maker.audio.sample_rate)
     defaults = _defaults(params, maker.audio, edit, goal.stdout, seed, negative, guidance, seconds)
     wanted, bad = _wanted(found, params, text, prompts, limit, defaults, takes)
+    asked = {
+        "--steps": steps is not None, "--guidance": guidance is not None,
+        "--guidance-interval": guidance_interval is not None, "--eta": eta is not None, "--reuse": reuse is not None,
+        "--negative": negative is not None, "--avoid-copies": avoid_copies > 0,
+        "a column guidance or negative": any((p.guidance, p.negative) != (defaults.guidance, None) for p in wanted),
+    }  # fmt: skip
+    count = _few_steps(params, maker.folder, sampler, asked, edit)
+    if count is not None:
+        found.output.say(f"Sampler: few-steps ({count} steps, by the model's own weights for them).")
+        settings = replace(settings, sampler="few-steps", steps=count, interval=(0.0, 1.0), eta=0.0, reuse=1)
+        wanted = [replace(prompt, guidance=1.0) for prompt in wanted]
     wanted = goal.named([edits.worded(prompt) for prompt in wanted])
     if goal.stdout:
         _stream(found, maker, wanted[0], settings, goal.suffix)
@@ -152,6 +165,30 @@ def _settings(params: Params, given: dict[str, Any], avoid: float) -> Settings:
         chosen["reuse"] = automatic_reuse(chosen["steps"])
     low, high = chosen.pop("guidance_interval")
     return Settings(**chosen, interval=(low, high), avoid=avoid)
+
+
+def _few_steps(
+    params: Params, model: Path, sampler: str | None, asked: dict[str, bool], edit: Edit | None
+) -> int | None:
+    """How many of the model's few steps to take: where they are wanted, or the model has them and nothing else is.
+
+    None for the sampler of the settings. Raises UsageError for what they cannot do, ModelError where there are none.
+    """
+    from stages import params as parameters
+    from stages.generate.settings import FEW_STEPS, few_steps
+
+    own = {"sampler", "steps", "guidance", "guidance_interval", "eta", "reuse"}
+    usual = parameters.preset(params.preset).generate
+    changed = params.generate.model_dump(include=own) != usual.model_dump(include=own)
+    refused = next((name for name, is_asked in asked.items() if is_asked), None)
+    if (sampler or params.generate.sampler) != FEW_STEPS:
+        return None if sampler or refused or changed or edit else few_steps(model)
+    if refused is not None:
+        raise UsageError(f"{refused} does not go with the sampler few-steps: steps and guidance are in its weights.")
+    count = few_steps(model)
+    if count is None:
+        raise ModelError(f"{model} has no weights for few steps.", "Train them: musicldm train few-steps")
+    return count
 
 
 @dataclass(frozen=True)
@@ -214,14 +251,17 @@ def _defaults(
     )
 
 
-def _load(found: Session, maker: _Maker) -> Pipeline:
+def _load(found: Session, maker: _Maker, settings: Settings) -> Pipeline:
     from stages.generate.backends import choose_backend, default_cache, use_backend
     from stages.generate.memory import shelve
     from stages.generate.pipeline import Pipeline
+    from stages.generate.settings import FEW_STEPS
 
-    pipeline, cache = Pipeline.load(maker.folder), default_cache()
+    few = settings.sampler == FEW_STEPS
+    pipeline, cache = Pipeline.load(maker.folder, few_steps=few), default_cache()
     backend = choose_backend(maker.backend, pipeline, cache)
-    use_backend(pipeline, backend, cache, shelve(pipeline, maker.folder, backend.channels_last))
+    shelf = None if few else shelve(pipeline, maker.folder, backend.channels_last)  # its weights are in no file
+    use_backend(pipeline, backend, cache, shelf)
     found.output.say(f"Backend: {backend.name} ({backend.why}).")
     return pipeline
 
@@ -263,7 +303,7 @@ def _files(
 
         gate = gates.make(found, index, maker.folder, maker.audio)
         with output_folder(goal.folder):
-            pipeline = _load(found, maker)
+            pipeline = _load(found, maker, settings)
             cut = _warn_of_cut(found, pipeline, plan.todo)
             started = time.perf_counter()
             with found.output.progress() as progress:
@@ -276,7 +316,7 @@ def _files(
 
 
 def _stream(found: Session, maker: _Maker, prompt: Prompt, settings: Settings, suffix: str) -> None:
-    pipeline = _load(found, maker)
+    pipeline = _load(found, maker, settings)
     _warn_of_cut(found, pipeline, [prompt])
     write_stream(found, pipeline, prompt, settings, suffix)
 

@@ -320,3 +320,32 @@ def ldm(
         lambda *places, **options: train_ldm(params, *folders, *places, **options), only_estimate,
         resume=resume, trackers=track or (),
     )  # fmt: skip
+
+
+@app.command("few-steps")
+def few_steps(
+    context: typer.Context,
+    latents: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of `prep latents`.")] = None,
+    shards: Shards = None,
+    ldm: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of `train ldm`.")] = None,
+    out: Out = None,
+    resume: Resume = None,
+    override: Override = None,
+    track: Track = None,
+    only_estimate: OnlyEstimate = False,
+) -> None:
+    """Teach a trained pipeline to make in few plain steps what takes many guided ones, by low-rank updates.
+
+    `musicldm generate "..." --model DIR --sampler few-steps` uses them; everything else stays as it was. How many
+    steps, and which guidance goes into them, says the section few_steps of params.yaml.
+    """
+    found, layout = session(context), session(context).layout
+    params = found.params(override)
+    folders = latents or layout.latents, shards or layout.shards, ldm or layout.ldm
+    from stages.ldm.few_steps import build_task, train_few_steps
+
+    run(
+        found, out or layout.few_steps, lambda: build_task(params, *folders),
+        lambda *places, **options: train_few_steps(params, *folders, *places, **options), only_estimate,
+        resume=resume, trackers=track or (),
+    )  # fmt: skip

@@ -143,7 +143,8 @@ def _key(backend: Backend, pipeline: Pipeline) -> Path:
     from importlib.metadata import version
 
     maker = "openvino" if backend.name == "openvino" else "torch"
-    return Path(pipeline.digest) / f"{backend.name}-{version(maker)}-{'bf16' if backend.half else 'fp32'}"
+    number, of = "bf16" if backend.half else "fp32", "-few-steps" * pipeline.few_steps
+    return Path(f"{pipeline.digest}{of}") / f"{backend.name}-{version(maker)}-{number}"
 
 
 # What is compiled: the networks with tensors only going in and coming out

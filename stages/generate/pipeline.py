@@ -29,8 +29,9 @@ from stages.generate.samplers import (
     normal,
     sample,
 )
-from stages.generate.settings import Settings, check_length, read_scheduler
+from stages.generate.settings import FEW_STEPS, Settings, check_length, read_scheduler
 from stages.generate.windows import blend, decode_mel, vocode
+from stages.ldm import lora
 from stages.ldm.model import LatentDiffusion, load_ldm
 from stages.params import Params
 from stages.store import model_card, model_digest, verify_model
@@ -63,11 +64,11 @@ class Pipeline(nn.Module):
         super().__init__()
         self.params: Params = ldm.params
         self.ldm, self.clap, self.vae, self.vocoder = ldm, clap, vae, vocoder
-        self.scheduler, self.digest = scheduler, digest
+        self.scheduler, self.digest, self.few_steps = scheduler, digest, False
 
     @classmethod
-    def load(cls, folder: Path, device: str | torch.device | None = None) -> "Pipeline":
-        """On `device`, else on the accelerator there is, else on the CPU.
+    def load(cls, folder: Path, device: str | torch.device | None = None, few_steps: bool = False) -> "Pipeline":
+        """On `device`, else on the accelerator there is, else on the CPU; with `few_steps` its weights for few steps.
 
         Raises ModelError when there is no whole pipeline in `folder` or a file differs from its seal."""
         model_card(folder, "ldm")
@@ -78,8 +79,12 @@ class Pipeline(nn.Module):
             )
         scheduler = read_scheduler(folder)
         parts = load_ldm(folder), load_clap(folder), load_vae(folder), load_vocoder(folder)
+        if few_steps:
+            lora.update(parts[0], folder / lora.FEW_STEPS)
         target = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
-        return cls(*parts, scheduler, model_digest(folder)).to(target).eval()
+        pipeline = cls(*parts, scheduler, model_digest(folder)).to(target).eval()
+        pipeline.few_steps = few_steps
+        return pipeline
 
     @property
     def device(self) -> torch.device:
@@ -167,6 +172,10 @@ class Pipeline(nn.Module):
         weight = torch.tensor([p.guidance for p in prompts], device=self.device)
         total = int(self.scheduler["num_train_timesteps"])
         denoise: Callable[[Tensor, Tensor, Tensor], Tensor] = self.ldm
+        if (settings.sampler == FEW_STEPS) != self.few_steps:
+            raise ValueError(f"the pipeline was loaded with few_steps={self.few_steps}, for {settings.sampler}")
+        if self.few_steps:  # guidance is in its weights
+            return guided(denoise, condition, condition, torch.ones_like(weight))
         if settings.reuse > 1:
             unet = self.ldm.unet
             denoise = Reuse(unet if isinstance(unet, Split) else SplitUnet(unet), settings.reuse)

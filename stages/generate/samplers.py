@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from stages.generate.settings import SAMPLERS, check_steps
+from stages.generate.settings import FEW_STEPS, SAMPLERS, check_steps
+from stages.ldm.diffusion import few_times
 
 DDIM_ONLY = ("clip_sample", "set_alpha_to_one", "thresholding")
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -16,7 +17,7 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
 def make_scheduler(name: str, config: Mapping[str, Any], steps: int) -> Any:
-    """A diffusers scheduler, one of SAMPLERS, with its `steps` timesteps set.
+    """A diffusers scheduler, of one of SAMPLERS or for FEW_STEPS, with its `steps` timesteps set.
 
     `config` is the saved scheduler's (betas, prediction type, timestep spacing), so that every sampler solves
     the same diffusion. Raises UsageError for more steps than the diffusion has.
@@ -25,6 +26,11 @@ def make_scheduler(name: str, config: Mapping[str, Any], steps: int) -> Any:
 
     check_steps(steps, config)
     kept = {k: v for k, v in config.items() if not k.startswith("_") and (name == "ddim" or k not in DDIM_ONLY)}
+    if name == FEW_STEPS:  # DPM-Solver++ of the first order is DDIM, and takes any times
+        few = {"solver_order": 1, "algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
+        scheduler = diffusers.DPMSolverMultistepScheduler.from_config(kept, **few)
+        scheduler.set_timesteps(timesteps=few_times(steps, int(config["num_train_timesteps"]))[:-1].tolist())
+        return scheduler
     if steps == int(config["num_train_timesteps"]):
         kept["steps_offset"] = 0  # every time is visited, and an offset would lead beyond the last
     elif name != "ddim":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import MissingDependencyError, ModelError, UsageError
+from stages.store import model_card
 
 if TYPE_CHECKING:
     from stages.generate.edit import Edit
@@ -22,6 +23,7 @@ SAMPLERS = {
     "unipc": "UniPCMultistepScheduler",
     "euler": "EulerDiscreteScheduler",
 }
+FEW_STEPS = "few-steps"  # DDIM without guidance, by the weights and at the times of `train few-steps`
 BACKENDS = ("auto", "eager", "bf16", "compile", "openvino")
 SCHEDULER = Path("scheduler/scheduler_config.json")
 WHOLE = (0.0, 1.0)
@@ -50,8 +52,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         low, high = self.interval
-        if self.sampler not in SAMPLERS:
-            raise UsageError(f"--sampler {self.sampler} is none of {', '.join(SAMPLERS)}.")
+        if self.sampler not in (*SAMPLERS, FEW_STEPS):
+            raise UsageError(f"--sampler {self.sampler} is none of {', '.join((*SAMPLERS, FEW_STEPS))}.")
         for name, count in (("steps", self.steps), ("candidates", self.candidates), ("reuse", self.reuse)):
             if count < 1:
                 raise UsageError(f"--{name} {count} is less than 1.")
@@ -80,6 +82,12 @@ def read_scheduler(model: Path) -> dict[str, Any]:
         return dict(json.loads((model / SCHEDULER).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ModelError(f"{model / SCHEDULER} cannot be read: {error}.", "Train the model again.") from error
+
+
+def few_steps(model: Path) -> int | None:
+    """How many steps the few-step weights of a pipeline folder take; None where it has none. Raises ModelError."""
+    found = model_card(model, "ldm").get("few_steps")
+    return None if found is None else int(found["params"]["steps"])
 
 
 def check_steps(steps: int, scheduler: Mapping[str, Any]) -> None:

@@ -36,6 +36,23 @@ def min_snr_weights(alpha_bar: Tensor, gamma: float, prediction: str) -> Tensor:
     return snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
 
 
+def few_times(steps: int, total: int) -> Tensor:
+    """(steps + 1,) int64: the times that few steps visit, from the noisiest, total - 1, to 0, the clean latents."""
+    return torch.linspace(total - 1, 0, steps + 1).round().long()
+
+
+def levels(alpha_bar: Tensor, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares of signal and noise, each (B, 1, 1, 1), at times t (B,); at time 0 all is signal."""
+    at = torch.where(t == 0, torch.ones(()), alpha_bar[t])
+    return _over(at.sqrt().to(like), like), _over((1 - at).sqrt().to(like), like)
+
+
+def log_snr(alpha_bar: Tensor, t: Tensor) -> Tensor:
+    """log(signal / noise) (B,), infinite at time 0."""
+    at = torch.where(t == 0, torch.ones(()), alpha_bar[t])
+    return (at / (1 - at)).log() / 2
+
+
 def _over(alpha_bar: Tensor, z: Tensor) -> Tensor:
     """(B,) -> (B, 1, 1, 1)."""
     return alpha_bar.view(-1, *[1] * (z.ndim - 1))

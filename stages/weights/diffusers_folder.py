@@ -16,6 +16,7 @@ from stages import params as parameters
 from stages.clap.model import TEXT_ENCODER, TOKENIZER, Clap
 from stages.clap.model import build as build_clap
 from stages.errors import ModelError
+from stages.ldm.lora import FEW_STEPS
 from stages.ldm.model import UNET, LatentDiffusion, build_unet
 from stages.params import Params
 from stages.store import CARD, model_card, read_json
@@ -96,8 +97,7 @@ def export_diffusers(model: Path, out: Path) -> None:
     """
     card = model_card(model, "ldm")
     require_hifigan(model, "diffusers' MusicLDMPipeline")
-    shutil.copytree(model, out)
-    (out / CARD).unlink()
+    shutil.copytree(model, out, ignore=shutil.ignore_patterns(CARD, FEW_STEPS))  # diffusers does not know the second
     head = ModelCardData(library_name="diffusers", pipeline_tag="text-to-audio", license=card.get("licence"))
     text = README.format(
         head=head.to_yaml(), version=card["musicldm"], preset=card["preset"], digest=card["params_digest"],
