@@ -7,12 +7,12 @@ Ours and the peer are two processes of one tree that make clips in turn, never a
 after one of two steps that warms up. `same_steps`: both DDIM, `--steps` steps, the same first noise and embeddings,
 random weights; once with all blocks at every step (`exact`) and once with the inner blocks at every `--reuse`-th,
 by default what `musicldm generate` takes for so many steps. `memory_ratio`: their highest resident memory, loading
-included. `equal_quality`, with `--trained WORK` only: ours with its preset's default sampler, steps and guidance
-against the peer's 200 steps, on the trained model of a work folder, with the musicnn kernel distance of both sets to
-the test split. `cold_seconds`: the command `musicldm generate` with the preset small's default settings and random
-weights, from start to finished WAV. Nothing is extrapolated. `others_share` is the part of the processors that other
-programs had meanwhile, at most: where it is not near 0, no time here is to be trusted. With `--only`, what the other
-parts wrote into `--json FILE` is kept.
+included. `equal_quality`, with `--trained WORK` only: ours with the sampler, steps and guidance that the command takes
+when nothing is said, against the peer's 200 steps, on the trained model of a work folder, with the musicnn kernel
+distance of both sets to the test split. `cold_seconds`: the command `musicldm generate` with the preset small's default
+settings and random weights, from start to finished WAV. Nothing is extrapolated. `others_share` is the part of the
+processors that other programs had meanwhile, at most: where it is not near 0, no time here is to be trusted. With
+`--only`, what the other parts wrote into `--json FILE` is kept.
 """
 
 import argparse
@@ -36,6 +36,7 @@ import numpy as np
 CAPTIONS = Path(__file__).parents[1] / "data" / "demo" / "attribution.csv"
 PROMPTS = ("dramatic trailer", "calm piano with strings", "fast electronic dance", "sad slow guitar")
 GUIDANCE, PEER_STEPS = 2.0, 200
+FEW_STEPS = "few-steps"
 MEL_LEVEL = -5.0  # a usual log-mel; the untrained decoder's bias is moved there, so that the vocoder makes sound
 BOOTSTRAP = 1000
 COLD_RUNS = 3
@@ -75,16 +76,17 @@ def random_pipeline(size: str, folder: Path) -> Path:
 # The two contestants: a line of settings on stdin makes a clip, a line on stdout says what it took
 
 
-def ours(folder: Path, backend_name: str, cache: Path) -> None:
+def ours(folder: Path, backend_name: str, cache: Path, few_steps: bool) -> None:
     from stages.generate.backends import choose_backend, use_backend
     from stages.generate.memory import shelve
     from stages.generate.pipeline import Pipeline
     from stages.generate.prompts import Prompt
     from stages.generate.settings import WHOLE, Settings
 
-    pipeline = Pipeline.load(folder)
+    pipeline = Pipeline.load(folder, few_steps=few_steps)
     backend = choose_backend(backend_name, pipeline, cache)
-    use_backend(pipeline, backend, cache, shelve(pipeline, folder, backend.channels_last))
+    shelf = None if few_steps else shelve(pipeline, folder, backend.channels_last)
+    use_backend(pipeline, backend, cache, shelf)
     say(name=backend.name, why=backend.why)
 
     def make(job: dict[str, Any]) -> np.ndarray:
@@ -187,8 +189,9 @@ def others_seconds() -> float:
 class Contestant:
     """A process that waits for jobs."""
 
-    def __init__(self, role: str, folder: Path, backend: str, cache: Path) -> None:
+    def __init__(self, role: str, folder: Path, backend: str, cache: Path, few_steps: bool) -> None:
         command = [sys.executable, __file__, "--worker", role, "--model", str(folder), "--backend", backend]
+        command += ["--few-steps"] if few_steps else []
         self.process = subprocess.Popen(
             [*command, "--cache", str(cache)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -233,7 +236,8 @@ def race(
 ) -> tuple[dict[str, Raced], dict[str, Any]]:
     """Each way's clips in turn with the others'; `ways` named "peer" are diffusers'. Also what the race was like."""
     scratch.mkdir()
-    us, them = (Contestant(role, folder, arguments.backend, arguments.cache) for role in ("ours", "peer"))
+    few = any(way["sampler"] == FEW_STEPS for way in ways.values())
+    us, them = (Contestant(role, folder, arguments.backend, arguments.cache, few) for role in ("ours", "peer"))
     found = {name: Raced([], []) for name in ways}
     about = {"backend": us.about["name"], "others_share": 0.0}
     for number in range(clips + 1):
@@ -287,7 +291,7 @@ def equal_quality(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any
     """Seconds of our defaults against the peer's 200 steps, and whether our set is further from real clips."""
     from stages import params as parameters
     from stages.data.shards import ShardReader
-    from stages.generate.settings import automatic_reuse
+    from stages.generate.settings import automatic_reuse, few_steps
     from stages.layout import Layout
     from stages.store import model_card
 
@@ -297,6 +301,9 @@ def equal_quality(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any
     defaults, params = parameters.preset(card["preset"]).generate, parameters.Params.model_validate(card["params"])
     way = defaults.model_dump(include={"sampler", "steps", "guidance", "guidance_interval"})
     way["reuse"] = defaults.reuse or automatic_reuse(defaults.steps)
+    count = few_steps(layout.ldm)
+    if count is not None:
+        way = {"sampler": FEW_STEPS, "steps": count, "guidance": 1.0, "reuse": 1}
     ways = {"ours": way, "peer": {"sampler": "ddim", "steps": PEER_STEPS}}
     found, about = race(layout.ldm, scratch / "quality", arguments, arguments.quality_clips, ways)
     return {
@@ -377,12 +384,13 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=None, help="of compiled networks")
     parser.add_argument("--worker", choices=("ours", "peer"), help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--few-steps", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         import stages  # noqa: F401  (torchaudio beside a CPU-only torch)
 
         if arguments.worker == "ours":
-            ours(arguments.model, arguments.backend, arguments.cache)
+            ours(arguments.model, arguments.backend, arguments.cache, arguments.few_steps)
         else:
             peer(arguments.model)
         return
