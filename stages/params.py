@@ -403,7 +403,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                       "ema_decay": 0.999, "valid_every": 500, "checkpoint_every": 200},
         },
         "few_steps": {
-            "guidance": 4.0, "guidance_interval": [0.0, 0.5],
+            "guidance": 4.0, "guidance_interval": [0.0, 0.5], "lora_rank": 9,  # 1.2 MB
             "train": {"steps": 2400, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32", "valid_every": 200,
                       "valid_batches": 6, "checkpoint_every": 100, "samples": 0},
         },

@@ -21,6 +21,7 @@ def describe(folder: Path) -> dict[str, Any]:
     about = {key: value for key, value in card.items() if key not in HIDDEN}
     return {
         **about,
+        **({"few_steps": _few_steps(card["few_steps"])} if "few_steps" in card else {}),
         "digest": model_digest(folder),
         "training_data": card.get("training_data") or _training_data(card),
         "licence": card.get("licence") or (UNKNOWN if "imported_from" in card else OWN),
@@ -28,6 +29,11 @@ def describe(folder: Path) -> dict[str, Any]:
         "networks": networks(folder, card),
         "megabytes": round(sum(file["bytes"] for file in card["files"].values()) / 1e6, 2),
     }
+
+
+def _few_steps(few: dict[str, Any]) -> dict[str, Any]:
+    told = ("steps", "substeps", "guidance", "guidance_interval")
+    return {key: few["params"][key] for key in told if key in few["params"]} | {"trained": few.get("steps")}
 
 
 def _sound(card: dict[str, Any]) -> dict[str, Any]:
