@@ -14,7 +14,7 @@ from stages.beats.clips import BeatClips, listen
 from stages.beats.decode import decode
 from stages.beats.features import MIX, log_mel
 from stages.beats.model import SCALE_DB, Tracker, load_tracker, save_tracker
-from stages.beats.transformer import BeatTransformer, Sizes
+from stages.beats.transformer import BeatTransformer, Sizes, widen
 from stages.data.score_beats.collection import INDEX, Piece, read_index
 from stages.errors import DataError, ModelError
 from stages.params import Params
@@ -57,7 +57,7 @@ class BeatTask:
         sizes = Sizes(1, (first, second), settings.network.width, settings.network.feedforward, settings.network.layers)
         self.network = BeatTransformer(sizes, dropout=0.0)
         if settings.init_from is not None:
-            self.network.load_state_dict(_start(settings.init_from, sizes).network.state_dict())
+            _begin(self.network, settings.init_from)
         modules: dict[str, nn.Module] = {"beat_transformer": self.network}
         self.state = build_state(modules, self.settings)
 
@@ -122,15 +122,18 @@ def _folder(init_from: str) -> Path:
     return SHIPPED if init_from == "shipped" else Path(init_from)
 
 
-def _start(init_from: str, sizes: Sizes) -> Tracker:
-    """The tracker that a training goes on from. Raises ModelError when it hears or is built otherwise."""
+def _begin(network: BeatTransformer, init_from: str) -> None:
+    """Set the network to a trained one of its size or narrower. Raises ModelError for one that hears otherwise."""
     start = load_tracker(_folder(init_from))
-    if (start.network.sizes, start.front_end, start.scaled) != (sizes, MIX, True):
+    try:
+        if (start.front_end, start.scaled) != (MIX, True):
+            raise ValueError("it hears another spectrogram")
+        widen(start.network, network)
+    except ValueError as error:
         raise ModelError(
-            f"The tracker {init_from} has {start.network.sizes}, and beats.network says {sizes}.",
-            "Take its sizes: -S beats.network.width=... and so on. Imported networks cannot be gone on from.",
-        )
-    return start
+            f"The tracker {init_from} cannot be gone on from: {error}.",
+            "Take its sizes, or multiples: -S beats.network.width=... and so on. Imported networks cannot be.",
+        ) from error
 
 
 def test_figures(tracker: Tracker, scores: Path, pieces: list[Piece], params: Params) -> dict[str, float | int]:

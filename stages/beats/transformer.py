@@ -84,6 +84,47 @@ class BeatTransformer(nn.Module):
         return x.squeeze(3).transpose(1, 2)
 
 
+def widen(start: BeatTransformer, network: BeatTransformer) -> None:
+    """Set `network`, of one stem, to compute what the narrower `start` does (Net2WiderNet, Chen et al. 2016).
+
+    Every channel of `start` becomes as many of `network`'s as fit; what hears them divides its weights among them by
+    chance, so that they can come to differ. Raises ValueError when a size is no multiple or the depths differ.
+    """
+    old, new = start.sizes, network.sizes
+    pairs = [*zip(old.channels, new.channels, strict=True), (old.width, new.width), (old.feedforward, new.feedforward)]
+    if (old.stems, old.layers) != (new.stems, new.layers) or old.stems != 1 or any(b % a for a, b in pairs):
+        raise ValueError(f"{old} does not widen to {new}")
+    first, second = (torch.arange(b) % a for a, b in pairs[:2])
+    width = torch.cat([torch.arange(new.width // HEADS) % (old.width // HEADS) + head * (old.width // HEADS)
+                       for head in range(HEADS)])  # fmt: skip
+    inner = torch.arange(new.feedforward) % old.feedforward
+    into = {"conv1": (first, None), "conv2": (second, first), "conv3": (width, second), "linear1": (inner, width),
+            "linear2": (width, inner), "key": (width, width), "value": (width, width), "query": (width, width),
+            "norm1": (width, None), "norm2": (width, None), "out_linear": (None, width),
+            "out_linear_t": (None, width)}  # fmt: skip
+    state = {}
+    for name, value in start.state_dict().items():
+        *_, layer, kind = name.split(".")
+        if kind == "Er":
+            value = value[:, torch.arange(new.width // HEADS) % value.shape[1]]
+        else:
+            rows, columns = into[layer]
+            value = value if rows is None else value[rows]
+            if kind == "weight" and columns is not None:
+                value = value[:, columns] * _shares(value[:, columns], columns)
+            if layer == "query":  # the products are sums over more channels, divided by their root
+                value = value * (old.width / new.width) ** 0.5
+        state[name] = value
+    network.load_state_dict(state)
+
+
+def _shares(like: Tensor, columns: Tensor) -> Tensor:
+    """Random weights of the shape of `like`, whose sum over the columns made of the same one is 1."""
+    drawn = torch.rand_like(like) + 0.5
+    total = torch.zeros_like(like).index_add_(1, columns, drawn)
+    return drawn / total[:, columns]
+
+
 class DilatedLayer(nn.Module):
     """One layer over time (N, T, width), normalised first; returns its output and what its attention added."""
 

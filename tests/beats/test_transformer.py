@@ -1,6 +1,7 @@
 """The Beat Transformer against an attention over all frames, written for this test; and its published layout."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from stages.beats import features, model
 from stages.beats.convert import import_beat_transformer
-from stages.beats.transformer import BeatTransformer, DilatedAttention, Sizes
+from stages.beats.transformer import BeatTransformer, DilatedAttention, Sizes, widen
 from stages.errors import ModelError
 
 SMALL = Sizes(stems=1, channels=(4, 8), width=16, feedforward=24, layers=5)
@@ -165,3 +166,27 @@ def test_an_impulse_is_in_the_frame_of_its_time():
         sound[front_end.hop_length * 50] = 1
         frame = features.log_mel([sound], front_end).mean(axis=1).argmax()
         assert frame == 50 + front_end.lag_frames
+
+
+@pytest.mark.parametrize("more", [{}, {"width": 48, "feedforward": 48}, {"channels": (8, 8), "width": 32}])
+def test_a_widened_network_computes_the_same_and_its_channels_come_to_differ(more):
+    torch.manual_seed(0)
+    start = BeatTransformer(SMALL, dropout=0.0)
+    network = BeatTransformer(replace(SMALL, **more), dropout=0.0)
+    widen(start, network)
+    mel = torch.randn(2, 1, 40, 128)
+    start.eval()
+    for found, wanted in zip(network.eval()(mel), start(mel), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    if "width" in more:
+        logits, _ = network(mel)
+        F.binary_cross_entropy_with_logits(logits, torch.rand_like(logits)).backward()
+        gradient = network.conv3.weight.grad.view(8, -1, 2, *network.conv3.weight.shape[1:])[:, 0]
+        assert not torch.allclose(gradient[:, 0], gradient[:, 1], rtol=1e-2)
+
+
+def test_what_does_not_widen_is_refused():
+    start = BeatTransformer(SMALL)
+    for sizes in (replace(SMALL, layers=6), replace(SMALL, width=24), replace(SMALL, width=8), replace(SMALL, stems=5)):
+        with pytest.raises(ValueError, match="does not widen"):
+            widen(start, BeatTransformer(sizes))
