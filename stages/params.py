@@ -92,9 +92,9 @@ class Training(Section):
 class BeatNetwork(Section):
     """The Beat Transformer that `train beats` trains, on the mix alone; smaller than the published one."""
 
-    channels: list[Positive] = Field(default=[16, 32], min_length=2, max_length=2)
-    width: Positive = 128
-    feedforward: Positive = 256
+    channels: list[Positive] = Field(default=[32, 64], min_length=2, max_length=2)
+    width: Positive = 256
+    feedforward: Positive = 512
     layers: Positive = 8
 
 

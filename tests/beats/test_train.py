@@ -137,6 +137,6 @@ def test_a_folder_without_pieces_is_refused(tmp_path):
 def test_the_shipped_tracker_is_described():
     about = describe(SHIPPED)
     assert (about["kind"], about["licence"]) == ("beats", "MIT")
-    assert about["networks"]["model"]["parameters"] == 1_052_110
+    assert about["networks"]["model"]["parameters"] == 4_098_670
     assert about["megabytes"] <= 12
     assert set(about["test"]) == {"beat_f", "downbeat_f", "pieces"}
