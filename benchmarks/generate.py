@@ -85,8 +85,7 @@ def ours(folder: Path, backend_name: str, cache: Path, few_steps: bool) -> None:
 
     pipeline = Pipeline.load(folder, few_steps=few_steps)
     backend = choose_backend(backend_name, pipeline, cache)
-    shelf = None if few_steps else shelve(pipeline, folder, backend.channels_last)
-    use_backend(pipeline, backend, cache, shelf)
+    use_backend(pipeline, backend, cache, shelve(pipeline, folder, backend.channels_last))
     say(name=backend.name, why=backend.why)
 
     def make(job: dict[str, Any]) -> np.ndarray:

@@ -21,6 +21,7 @@ from stages.params import Params
 
 CARD = "musicldm.json"
 CARD_SCHEMA = 1
+SEALED = ("schema", "kind", "musicldm", "files")  # what model_folder itself writes into a card
 MORE_SPACE = "Free space or choose another --work folder, then run the same command again; it goes on."
 
 
@@ -219,6 +220,11 @@ def model_folder(path: Path, kind: str, card: dict[str, Any]) -> Iterator[Path]:
         }
         seal = {"schema": CARD_SCHEMA, "kind": kind, "musicldm": version("musicldm"), **card, "files": files}
         (temporary / CARD).write_text(json.dumps(seal, indent=2) + "\n", encoding="utf-8")
+
+
+def card_facts(card: dict[str, Any]) -> dict[str, Any]:
+    """What a card says of its model, for the card of a copy: all but what `model_folder` writes itself."""
+    return {key: value for key, value in card.items() if key not in SEALED}
 
 
 def model_card(path: Path, kind: str | None = None) -> dict[str, Any]:

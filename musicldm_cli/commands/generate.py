@@ -139,7 +139,7 @@ def generate(
     count = _few_steps(params, maker.folder, sampler, asked, edit)
     if count is not None:
         found.output.say(f"Sampler: few-steps ({count} steps, by the model's own weights for them).")
-        settings = replace(settings, sampler="few-steps", steps=count, interval=(0.0, 1.0), eta=0.0, reuse=1)
+        settings = settings.in_few_steps(count)
         wanted = [replace(prompt, guidance=1.0) for prompt in wanted]
     wanted = goal.named([edits.worded(prompt) for prompt in wanted])
     if goal.stdout:
@@ -257,11 +257,9 @@ def _load(found: Session, maker: _Maker, settings: Settings) -> Pipeline:
     from stages.generate.pipeline import Pipeline
     from stages.generate.settings import FEW_STEPS
 
-    few = settings.sampler == FEW_STEPS
-    pipeline, cache = Pipeline.load(maker.folder, few_steps=few), default_cache()
+    pipeline, cache = Pipeline.load(maker.folder, few_steps=settings.sampler == FEW_STEPS), default_cache()
     backend = choose_backend(maker.backend, pipeline, cache)
-    shelf = None if few else shelve(pipeline, maker.folder, backend.channels_last)  # its weights are in no file
-    use_backend(pipeline, backend, cache, shelf)
+    use_backend(pipeline, backend, cache, shelve(pipeline, maker.folder, backend.channels_last))
     found.output.say(f"Backend: {backend.name} ({backend.why}).")
     return pipeline
 

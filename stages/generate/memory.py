@@ -67,10 +67,11 @@ class Shelf:
 def shelve(pipeline: Pipeline, folder: Path, channels_last: bool = True) -> Shelf | None:
     """Put the networks of a large pipeline on the CPU, loaded from `folder`, on a shelf; None for small ones.
 
+    None for one with few-step weights, too: they were added to the UNet's and are in no file.
     `channels_last`: the order of axes that the UNet's weights are to have, as PyTorch's convolutions want them.
     """
     size = sum(parameter.nbytes for parameter in pipeline.parameters())
-    if size < LARGE_BYTES or pipeline.device.type != "cpu":
+    if size < LARGE_BYTES or pipeline.few_steps or pipeline.device.type != "cpu":
         return None
     shelf, clap = Shelf(), pipeline.clap.model
     towers, plain, last = folder / TEXT_ENCODER / CLAP_WEIGHTS, torch.contiguous_format, torch.channels_last

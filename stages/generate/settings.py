@@ -5,7 +5,7 @@ Knows no network, so that a mistake is told before one is loaded.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,6 +69,10 @@ class Settings:
             )
         if not 0 <= self.avoid < float("inf"):
             raise UsageError(f"--avoid-copies {self.avoid:g} is no weight from 0 on.")
+
+    def in_few_steps(self, count: int) -> "Settings":
+        """The same by a model's few-step weights, which hold the guidance."""
+        return replace(self, sampler=FEW_STEPS, steps=count, interval=WHOLE, eta=0.0, reuse=1)
 
 
 def automatic_reuse(steps: int) -> int:

@@ -19,7 +19,7 @@ from stages.ldm import diffusion, lora
 from stages.ldm.latents import AGAIN, INDEX, LatentDataset, LatentReader, sample_posterior
 from stages.ldm.model import LatentDiffusion, load_ldm
 from stages.params import Params
-from stages.store import CARD, model_card, model_digest, model_folder, sha256
+from stages.store import CARD, card_facts, model_card, model_digest, model_folder, sha256
 from stages.training.card import of_training
 from stages.training.checkpoint import training_identity
 from stages.training.devices import is_main_process
@@ -141,8 +141,7 @@ def train_few_steps(
         with averaged_weights(task.state):
             few = of_training(params, history, data)
             few["params"] = params.few_steps.model_dump(mode="json")
-            kept = {key: value for key, value in card.items() if key not in ("schema", "kind", "musicldm", "files")}
-            with model_folder(out, "ldm", kept | {"few_steps": few}) as folder:
+            with model_folder(out, "ldm", card_facts(card) | {"few_steps": few}) as folder:
                 shutil.copytree(ldm, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CARD))
                 lora.save(task.model, folder / lora.FEW_STEPS)
     return history

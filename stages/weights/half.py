@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from stages.store import model_card, model_digest, model_folder
+from stages.store import card_facts, model_card, model_digest, model_folder
 
 
 def export_half(model: Path, out: Path, stated: dict[str, str] | None = None) -> None:
@@ -16,8 +16,7 @@ def export_half(model: Path, out: Path, stated: dict[str, str] | None = None) ->
     `stated` is what its card is to say besides: licence, training_data. Raises ModelError for what is no model folder.
     """
     card = model_card(model)
-    about = {key: value for key, value in card.items() if key not in ("schema", "kind", "musicldm", "files")}
-    about |= stated or {}
+    about = card_facts(card) | (stated or {})
     with model_folder(out, card["kind"], about | {"half_of": model_digest(model)}) as folder:
         for name in card["files"]:
             target = folder / name
