@@ -64,12 +64,22 @@ def test_a_tempo_is_one_at_which_such_beats_are_counted(density, seed):
 
 
 def test_chords_hold_the_melody():
-    """C E G C in the first bar and G B D G in the second are their own chords, for each half bar."""
+    """C E G C in the first bar and G B D G in the second are their own chords, for each half bar and each bar."""
     pitches = [60, 64, 67, 72, 67, 71, 74, 79]
     score = dataclasses.replace(
         scale(4, 0, 2), notes=notes([(beat, 1.0, pitch, 90, 0) for beat, pitch in enumerate(pitches)])
     )
-    assert [set(chord) for chord in arrange.harmony(score)[1:4:2]] == [{0, 4, 7}, {7, 11, 2}]
+    assert [set(chord) for chord in arrange.harmony(score, 2.0).triads[1:4:2]] == [{0, 4, 7}, {7, 11, 2}]
+    bars = arrange.harmony(score, 4.0)
+    assert [set(bars.at(beat)) for beat in range(8)] == [{0, 4, 7}] * 4 + [{7, 11, 2}] * 4
+
+
+@pytest.mark.parametrize(("chords_a_bar", "read"), [(2, "C G|Am F"), (1, "C C|G G"), (0.5, "C C|C C")])
+def test_a_groove_changes_chords_where_its_bars_begin(chords_a_bar, read):
+    """But for two chords a bar, whose second one is at the middle."""
+    groove = grooves.Groove("lib/rock", "Rock", 4)
+    lines = grooves._chart(groove, ["C", "G", "Am", "F"], chords_a_bar, 2).splitlines()[2:]
+    assert "|".join(" ".join(line.replace("/", "").split()[1:]) for line in lines) == read
 
 
 def test_all_is_drawn_from_the_seed_and_no_tune_is_in_two_splits():

@@ -18,7 +18,10 @@ KICK, SNARE, RIM, CLAP, CLOSED, OPEN, RIDE, CRASH, CHINA = 36, 38, 37, 39, 42, 4
 TOMS = (50, 48, 47, 45, 43)
 PERCUSSION = (54, 56, 60, 61, 62, 63, 64, 69, 70, 75, 76)
 TRIADS = {"major": (0, 4, 7), "minor": (0, 3, 7)}
-SECONDS = 45.0
+CHORD_BARS, CHORD_SHARES = (
+    ((1, 2, 0.5), (1, 2, 1)),
+    (0.6, 0.2, 0.2),
+)  # bars a chord lasts, of an even metre and of three
 Rows = list[tuple[float, float, int, int, int]]
 
 
@@ -51,13 +54,13 @@ def arrange(score: Score, generator: np.random.Generator) -> Score:
     programs, rows = [int(generator.choice(LEADS))], []
     amplified: tuple[int, ...] = ()
     if style in ("chords", "band"):
-        chords = harmony(score)
+        chords = draw_harmony(score, generator)
         rows += accompaniment(score, chords, len(programs), generator)
         programs.append(int(generator.choice(CHORDAL)))
         rows += bass(score, chords, len(programs), generator)
         programs.append(int(generator.choice(BASSES)))
     if style == "rock":
-        chords, pattern = harmony(score), _riff_pattern(score, generator)
+        chords, pattern = draw_harmony(score, generator), _riff_pattern(score, generator)
         for program in (int(generator.choice(GUITARS)), int(generator.choice(GUITARS)), int(generator.choice(BASSES))):
             rows += riff(score, chords, pattern, len(programs), 24 if program in BASSES else 36, generator)
             programs.append(program)
@@ -74,37 +77,50 @@ def arrange(score: Score, generator: np.random.Generator) -> Score:
     return dataclasses.replace(score, notes=made, programs=tuple(programs), amplified=amplified)
 
 
-def harmony(score: Score) -> list[tuple[int, ...]]:
-    """A triad's pitch classes for every half bar (every bar in three): the one that holds most of its melody."""
-    step = score.metre / 2 if score.metre % 2 == 0 else score.metre
-    count = math.ceil((score.beats - score.first) / step) + 1
+@dataclasses.dataclass(frozen=True)
+class Harmony:
+    """A triad's pitch classes, the root first, for every `length` beats from the first downbeat on."""
+
+    first: int
+    length: float
+    triads: list[tuple[int, ...]]
+
+    def at(self, beat: float) -> tuple[int, ...]:
+        """The triad under a beat; the first one's before the first downbeat."""
+        return self.triads[min(max(int((beat - self.first) // self.length), 0), len(self.triads) - 1)]
+
+
+def draw_harmony(score: Score, generator: np.random.Generator) -> Harmony:
+    """The score's harmony, most often of a chord a bar: chords that change anywhere would not tell where bars begin."""
+    return harmony(score, score.metre * float(generator.choice(CHORD_BARS[score.metre % 2], p=CHORD_SHARES)))
+
+
+def harmony(score: Score, length: float) -> Harmony:
+    """For every `length` beats the triad that holds most of the melody, leaning to those of the notes of the whole."""
+    count = math.ceil((score.beats - score.first) / length) + 1
     weights = np.zeros((count, 12))
-    for start, length, pitch, _, _ in score.notes.tolist():
-        weights[min(max(int((start - score.first) // step), 0), count - 1), pitch % 12] += length
+    for start, held, pitch, _, _ in score.notes.tolist():
+        weights[min(max(int((start - score.first) // length), 0), count - 1), pitch % 12] += held
     key = weights.sum(0)
     triads = [tuple((root + step) % 12 for step in kind) for root in range(12) for kind in TRIADS.values()]
     scale = np.array([sum(key[pitch] for pitch in triad) for triad in triads]) / max(key.sum(), 1e-9)
     fit = np.array([[sum(row[pitch] for pitch in triad) for triad in triads] for row in weights])
-    return [triads[int(best)] for best in np.argmax(fit + 0.4 * scale, axis=1)]
+    return Harmony(score.first, length, [triads[int(best)] for best in np.argmax(fit + 0.4 * scale, axis=1)])
 
 
-def _chord(score: Score, chords: list[tuple[int, ...]], beat: float) -> tuple[int, ...]:
-    step = score.metre / 2 if score.metre % 2 == 0 else score.metre
-    return chords[min(max(int((beat - score.first) // step), 0), len(chords) - 1)]
-
-
-def accompaniment(score: Score, chords: list[tuple[int, ...]], part: int, generator: np.random.Generator) -> Rows:
+def accompaniment(score: Score, chords: Harmony, part: int, generator: np.random.Generator) -> Rows:
     """Chords in one of five ways: held, on the beats, off the beats, strummed, broken."""
     way = generator.choice(["held", "on", "off", "strum", "broken"])
     subdivision = 3 if score.compound else 2
     low, velocity = int(generator.integers(50, 58)), int(generator.integers(55, 90))
+    held = 2 if score.metre % 2 == 0 and generator.random() < 0.5 else score.metre
     accents = generator.random(score.metre * subdivision) < 0.55
     rows: Rows = []
     for beat in range(score.beats):
         place = (beat - score.first) % score.metre
-        pitches = sorted(low + (pitch - low) % 12 for pitch in _chord(score, chords, beat))
-        if way == "held" and place % 2 == 0:
-            rows += [(beat, min(2, score.metre - place), pitch, velocity, part) for pitch in pitches]
+        pitches = sorted(low + (pitch - low) % 12 for pitch in chords.at(beat))
+        if way == "held" and place % held == 0:
+            rows += [(beat, held, pitch, velocity, part) for pitch in pitches]
         elif way == "on" or (way == "off" and place % 2 == 1):
             rows += [(beat, 0.6, pitch, velocity, part) for pitch in pitches]
         elif way == "strum":
@@ -118,7 +134,7 @@ def accompaniment(score: Score, chords: list[tuple[int, ...]], part: int, genera
     return rows
 
 
-def bass(score: Score, chords: list[tuple[int, ...]], part: int, generator: np.random.Generator) -> Rows:
+def bass(score: Score, chords: Harmony, part: int, generator: np.random.Generator) -> Rows:
     """Roots and fifths on a rhythm of the bar that stays the piece's own."""
     subdivision = 3 if score.compound else 2
     chance = generator.choice([0.15, 0.5, 0.9])
@@ -132,7 +148,7 @@ def bass(score: Score, chords: list[tuple[int, ...]], part: int, generator: np.r
         place = slot % len(pattern)
         if pattern[place]:
             start = slot / subdivision + score.first
-            chord = _chord(score, chords, start)
+            chord = chords.at(start)
             tone = chord[0] if place == 0 or generator.random() < 0.6 else chord[2]
             gap = next((n for n in range(1, len(pattern) + 1) if pattern[(place + n) % len(pattern)]), 1)
             rows.append((start, 0.9 * gap / subdivision, 36 + tone, velocity, part))
@@ -151,7 +167,7 @@ def _riff_pattern(score: Score, generator: np.random.Generator) -> NDArray[np.in
 
 def riff(
     score: Score,
-    chords: list[tuple[int, ...]],
+    chords: Harmony,
     pattern: NDArray[np.int64],
     part: int,
     low: int,
@@ -164,7 +180,7 @@ def riff(
     for slot in range((score.beats - score.first) * steps):
         kind = pattern[slot % len(pattern)]
         start = score.first + slot / steps
-        root = low + _chord(score, chords, start)[0]
+        root = low + chords.at(start)[0]
         if kind == 1:
             rows.append((start, 0.7 / steps, root, velocity - 12, part))
         elif kind == 2:
@@ -199,9 +215,13 @@ def drums(score: Score, part: int, generator: np.random.Generator, loud: bool = 
             for pitch, hits in patterns[number % 2].items():
                 if hits[slot]:
                     rows.append((start, 0.2, pitch, int(hits[slot]), part))
-        if number and number % fill_every == 0 and generator.random() < 0.6:
-            rows.append((score.first + number * score.metre, 1.0, CRASH, 100, part))
-    return rows
+    return rows + crashes(score, part, fill_every, generator)
+
+
+def crashes(score: Score, part: int, every: int, generator: np.random.Generator) -> Rows:
+    """A cymbal where most of the sections of `every` bars begin, but for the first."""
+    starts = range(score.first + every * score.metre, score.beats, every * score.metre)
+    return [(start, 1.0, CRASH, 100, part) for start in starts if generator.random() < 0.6]
 
 
 def _pattern(score: Score, steps: int, generator: np.random.Generator, loud: bool) -> dict[int, NDArray[np.int64]]:
@@ -210,7 +230,8 @@ def _pattern(score: Score, steps: int, generator: np.random.Generator, loud: boo
     beat, sub = np.divmod(np.arange(places), steps)
     on = sub == 0
     feel = generator.choice(["back", "four", "half", "sparse", "free"], p=[0.5, 0.17, 0.1, 0.13, 0.1])
-    kick = np.where(on, np.where(beat % 2 == 0, 0.75, 0.15), 0.12)
+    third = generator.choice([0.3, 0.6, 0.95])  # as sure as the first it leaves the bar's halves alike
+    kick = np.where(on, np.where(beat % 2 == 0, third, 0.15), 0.12)
     snare = np.where(on, np.where(beat % 2 == 1, 0.95, 0.02), 0.04)
     if score.metre == 3:
         kick, snare = np.where(on & (beat == 0), 1.0, 0.08), np.where(on & (beat > 0), 0.7, 0.04)

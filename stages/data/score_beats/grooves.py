@@ -4,6 +4,7 @@ Its library holds some two thousand grooves of every dance and rock style; a tun
 the melody.
 """
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.data.score_beats.arrange import LEADS, harmony
+from stages.data.score_beats.arrange import LEADS, crashes, draw_harmony
 from stages.data.score_beats.score import DRUMS, Score, notes
 from stages.errors import DataError
 
@@ -55,15 +56,18 @@ def library(home: Path) -> list[Groove]:
 
 
 def play(groove: Groove, tune: Score, home: Path, bars: int, generator: np.random.Generator) -> Score:
-    """The groove over the tune's chords, transposed, in `bars` bars; half the time under its melody.
+    """The groove over the tune's chords, transposed, in `bars` bars; most often under its melody where that fits.
 
-    Raises DataError when MMA fails on the groove.
+    A melody of another metre, or of triplets, would say that the bars and beats are elsewhere. Half of the grooves
+    with drums have a cymbal at every eighth bar or so. Raises DataError when MMA fails on the groove.
     """
     transposed = int(generator.integers(-5, 6))
-    chords = [tuple((pitch + transposed) % 12 for pitch in chord) for chord in harmony(tune)]
+    chords = draw_harmony(tune, generator)
+    names = [_name(tuple((pitch + transposed) % 12 for pitch in triad)) for triad in chords.triads]
     with tempfile.TemporaryDirectory(prefix="musicldm-") as folder:
-        rows, programs = _accompany(groove, _chart(groove, chords, bars), home, Path(folder))
-    if generator.random() < 0.5:
+        chart = _chart(groove, names, tune.metre / chords.length, bars)
+        rows, programs = _accompany(groove, chart, home, Path(folder))
+    if (tune.metre, tune.compound) == (groove.metre, False) and generator.random() < 0.7:
         lead = int(generator.choice(LEADS))
         programs.append(lead)
         body = tune.notes[tune.notes["start"] >= tune.first].tolist()
@@ -74,7 +78,7 @@ def play(groove: Groove, tune: Score, home: Path, bars: int, generator: np.rando
                 for start, length, pitch, velocity, part in body
                 if part == 0 and start - tune.first + again * period < bars * groove.metre
             ]
-    return Score(
+    made = Score(
         id=f"mma-{groove.file.replace('/', '-')}-{groove.name}",
         title=f"{groove.name} under {tune.title}",
         source=f"MMA {groove.file}",
@@ -86,16 +90,19 @@ def play(groove: Groove, tune: Score, home: Path, bars: int, generator: np.rando
         programs=tuple(programs),
         swings=False,
     )
+    if DRUMS in programs and generator.random() < 0.5:
+        rows += crashes(made, programs.index(DRUMS), int(generator.choice([4, 8, 16])), generator)
+    return dataclasses.replace(made, notes=notes(rows))
 
 
-def _chart(groove: Groove, chords: list[tuple[int, ...]], bars: int) -> str:
-    """MMA's input: a numbered line a bar, with a chord for each half of a bar of an even metre."""
+def _chart(groove: Groove, names: list[str], chords_a_bar: float, bars: int) -> str:
+    """MMA's input: a numbered line a bar, with the chord of its beginning and of its middle, if the metre is even."""
     halves = 2 if groove.metre % 2 == 0 else 1
     rest = groove.metre // halves - 1
     lines = ["Tempo 120", f"Groove {groove.file}:{groove.name}"]
     for bar in range(bars):
-        names = [_name(chords[(bar * halves + half) % len(chords)]) for half in range(halves)]
-        lines.append(f"{bar + 1} " + " ".join(name + " /" * rest for name in names))
+        places = [int((bar + half / halves) * chords_a_bar) % len(names) for half in range(halves)]
+        lines.append(f"{bar + 1} " + " ".join(names[place] + " /" * rest for place in places))
     return "\n".join(lines) + "\n"
 
 

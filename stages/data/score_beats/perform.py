@@ -12,8 +12,9 @@ MAX_SECONDS = 60.0
 TYPICAL_BPM, CHORALE_BPM, SPREAD_OCTAVES = 112.0, 84.0, 0.38  # tempos are drawn log-normally around these
 # Notes a beat, and between which tempos one would count such beats and not every second one, or twice as many
 DENSITIES = (1.0, 1.3, 2.0, 2.5, 3.0, 3.5, 4.0)
-SLOWEST_BPM = (55.0, 68.0, 68.0, 68.0, 60.0, 55.0, 55.0)
+SLOWEST_BPM = (55.0, 68.0, 72.0, 72.0, 68.0, 66.0, 66.0)
 FASTEST_BPM = (150.0, 175.0, 205.0, 185.0, 160.0, 140.0, 125.0)
+FASTEST_TO_TYPICAL = 1.75  # a chorale at 180 is counted in two, a reel is not
 STEPS = 8  # points of the tempo curve in each beat
 FAST_BPM, FAST_SHARE, LOUD_FAST_SHARE, LOUD_SLOWEST_BPM = 130.0, 0.2, 0.5, 80.0
 Seconds = NDArray[np.float64]
@@ -38,6 +39,7 @@ def draw_bpm(score: Score, typical: float, generator: np.random.Generator) -> fl
     """
     density = len(np.unique(np.rint(score.notes["start"] * 6))) / score.beats
     slowest, fastest = (float(np.interp(density, DENSITIES, limit)) for limit in (SLOWEST_BPM, FASTEST_BPM))
+    fastest = min(fastest, FASTEST_TO_TYPICAL * typical)
     share = FAST_SHARE
     if score.loud:
         slowest, fastest, share = LOUD_SLOWEST_BPM, MAX_BPM, LOUD_FAST_SHARE
