@@ -17,6 +17,7 @@ from stages import params
 WINDOW_SECONDS = 90  # the decoder keeps every state of every frame: at 100 a second 60 kB each, 0.5 GB a window
 OVERLAP_SECONDS = 10
 SAME_BEAT_SECONDS = 0.05
+DECODER_FPS = 60.0  # at least: at 40 a second the tempos of whole frames are 7% apart at 170 BPM
 LEAST = 1e-4  # probability of anything: the decoder takes logarithms
 REFINE_FRAMES = 2  # on either side of a beat
 
@@ -36,6 +37,8 @@ def _by_network(activations: Activations, fps: float, settings: params.Beats) ->
     Longer activations than a window are decoded in overlapping windows, so that memory stays bounded; the
     metre that most beats were given is then imposed on all, and neighbours are joined at a beat both found.
     """
+    if len(activations) and fps < DECODER_FPS:
+        activations, fps = _resampled(activations, fps), DECODER_FPS
     beat, downbeat = activations.T
     exclusive = np.stack([beat - downbeat, downbeat], axis=1).clip(LEAST, 1 - 2 * LEAST)
     exclusive *= np.minimum((1 - LEAST) / exclusive.sum(axis=1, keepdims=True), 1)
@@ -50,6 +53,13 @@ def _by_network(activations: Activations, fps: float, settings: params.Beats) ->
             for found, (start, window) in zip(bars, windows, strict=True)
         ]
     return reduce(join, bars)
+
+
+def _resampled(activations: Activations, fps: float) -> Activations:
+    """At DECODER_FPS, on the lines between the frames."""
+    frames = np.arange(int(len(activations) * DECODER_FPS / fps)) * (fps / DECODER_FPS)
+    columns = [np.interp(frames, np.arange(len(activations)), column) for column in activations.T]
+    return np.stack(columns, axis=1).astype(np.float32)
 
 
 def pick(activations: Activations, fps: float, settings: params.Beats) -> Bars:

@@ -22,6 +22,10 @@ CHORD_BARS, CHORD_SHARES = (
     ((1, 2, 0.5), (1, 2, 1)),
     (0.6, 0.2, 0.2),
 )  # bars a chord lasts, of an even metre and of three
+# Kick and snare by turns on the beats; a kick on each; a snare at mid bar; kicks on the beats, snares between, as in
+# punk and polka; few; anywhere
+FEELS = ("back", "four", "half", "skank", "sparse", "free")
+FEEL_SHARES, LOUD_FEEL_SHARES = (0.47, 0.17, 0.1, 0.05, 0.12, 0.09), (0.42, 0.08, 0.15, 0.25, 0.04, 0.06)
 Rows = list[tuple[float, float, int, int, int]]
 
 
@@ -142,6 +146,8 @@ def bass(score: Score, chords: Harmony, part: int, generator: np.random.Generato
         [1.0] + [0.5] * (subdivision - 1), score.metre
     )
     pattern[0] = True
+    if generator.random() < 0.1:
+        pattern = np.arange(len(pattern)) % subdivision == subdivision - 1  # off the beats only, as in trance
     velocity = int(generator.integers(75, 110))
     rows: Rows = []
     for slot in range(-score.first * subdivision, (score.beats - score.first) * subdivision):
@@ -189,13 +195,14 @@ def riff(
 
 
 def drums(score: Score, part: int, generator: np.random.Generator, loud: bool = False) -> Rows:
-    """A pattern of one or two bars drawn by the probability of each place, with fills, crashes and breaks.
+    """Two sections by turns, each of two bars drawn by the probability of each place, with fills, crashes and breaks.
 
     `loud`: sometimes a kick on every place, and a cymbal on the beats alone.
     """
     steps = 3 if score.compound else int(generator.choice([2, 4], p=[0.4, 0.6]))
     bar = score.metre * steps
-    patterns = [_pattern(score, steps, generator, loud) for _ in range(2)]
+    feels = generator.choice(FEELS, 2, p=LOUD_FEEL_SHARES if loud else FEEL_SHARES)
+    patterns = [[_pattern(score, steps, generator, loud, feel) for _ in range(2)] for feel in feels]
     fill_every = int(generator.choice([4, 8, 16]))
     breaks = generator.random() < 0.25
     rows: Rows = []
@@ -212,7 +219,7 @@ def drums(score: Score, part: int, generator: np.random.Generator, loud: bool = 
                     pitch = SNARE if generator.random() < 0.4 else TOMS[min((slot - start_fill) * 5 // (bar // 2), 4)]
                     rows.append((start, 0.2, int(pitch), 95, part))
                 continue
-            for pitch, hits in patterns[number % 2].items():
+            for pitch, hits in patterns[number // (2 * fill_every) % 2][number % 2].items():
                 if hits[slot]:
                     rows.append((start, 0.2, pitch, int(hits[slot]), part))
     return rows + crashes(score, part, fill_every, generator)
@@ -224,12 +231,13 @@ def crashes(score: Score, part: int, every: int, generator: np.random.Generator)
     return [(start, 1.0, CRASH, 100, part) for start in starts if generator.random() < 0.6]
 
 
-def _pattern(score: Score, steps: int, generator: np.random.Generator, loud: bool) -> dict[int, NDArray[np.int64]]:
+def _pattern(
+    score: Score, steps: int, generator: np.random.Generator, loud: bool, feel: str
+) -> dict[int, NDArray[np.int64]]:
     """For each instrument of the kit its velocity (0: silent) at each of a bar's places."""
     places = score.metre * steps
     beat, sub = np.divmod(np.arange(places), steps)
     on = sub == 0
-    feel = generator.choice(["back", "four", "half", "sparse", "free"], p=[0.5, 0.17, 0.1, 0.13, 0.1])
     third = generator.choice([0.3, 0.6, 0.95])  # as sure as the first it leaves the bar's halves alike
     kick = np.where(on, np.where(beat % 2 == 0, third, 0.15), 0.12)
     snare = np.where(on, np.where(beat % 2 == 1, 0.95, 0.02), 0.04)
@@ -239,6 +247,8 @@ def _pattern(score: Score, steps: int, generator: np.random.Generator, loud: boo
         kick = np.where(on, 0.98, 0.05)
     elif feel == "half":
         kick, snare = np.where(on & (beat == 0), 1.0, 0.12), np.where(on & (beat == score.metre // 2), 0.97, 0.03)
+    elif feel == "skank":
+        kick, snare = np.where(on, 0.9, 0.04), np.where(sub == steps - steps // 2, 0.95, 0.03)
     elif feel == "sparse":
         kick, snare = kick * 0.7, snare * 0.3
     elif feel == "free":
