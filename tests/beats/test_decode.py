@@ -55,6 +55,17 @@ def test_beats_fall_between_frames(decoder, bpm):
     assert (found[1:-1, 1] == bars[1:-1, 1]).all()
 
 
+@pytest.mark.parametrize(("bpm", "beats"), [(150, 8), (171, 6)])
+def test_a_few_beats_heard_half_a_beat_off_do_not_move_the_others(bpm, beats):
+    """As where only cymbals between the beats play; 171 BPM lies between two tempos of whole frames at 40 a second."""
+    activations, bars = pulses(bpm, 60, 4)
+    half, first, last = round(30 / bpm * FPS), 25 * FPS, int((25 + beats * 60 / bpm) * FPS)
+    heard = activations.copy()
+    heard[first:last] = activations[first - half : last - half]
+    found = decode.decode(heard, FPS, params.Beats(beats_per_bar=[4]))
+    assert np.abs(found[:, None, 0] - bars[:, 0]).min(axis=1).max() < 0.05
+
+
 def test_peaks_count_on_from_each_downbeat():
     """A bar of three amid bars of four, which the decoder with one metre for all would not follow."""
     times = np.arange(1, 16) * 0.5

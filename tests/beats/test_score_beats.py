@@ -82,6 +82,21 @@ def test_a_groove_changes_chords_where_its_bars_begin(chords_a_bar, read):
     assert "|".join(" ".join(line.replace("/", "").split()[1:]) for line in lines) == read
 
 
+@pytest.mark.parametrize(
+    ("feel", "kicks", "snares"),
+    [("four", [0, 2, 4, 6], [2, 6]), ("half", [0], [4]), ("skank", [0, 2, 4, 6], [1, 3, 5, 7]), ("back", [0], [2, 6])],
+)
+def test_a_drum_pattern_has_its_kicks_and_snares_where_its_feel_says(feel, kicks, snares):
+    """Eighths of a bar of four, over 200 patterns: these places are hit in most of them, the others in few."""
+    drawn = np.random.default_rng(0)
+    patterns = [arrange._pattern(scale(4, 0), 2, drawn, loud=False, feel=feel) for _ in range(200)]
+    share = np.mean([pattern[arrange.KICK] > 0 for pattern in patterns], axis=0)
+    assert set(kicks) <= set(np.flatnonzero(share > 0.8)) <= {*kicks, 4}
+    backs = [pattern.get(pitch) for pattern in patterns for pitch in (arrange.SNARE, arrange.RIM, arrange.CLAP)]
+    share = np.mean([hits > 0 for hits in backs if hits is not None], axis=0)
+    assert np.flatnonzero(share > 0.8).tolist() == snares
+
+
 def test_all_is_drawn_from_the_seed_and_no_tune_is_in_two_splits():
     catalogue = [(name, f"/corpus/{name}/{n}.abc", None) for name in tunes.COLLECTIONS for n in range(150)]
     library = [grooves.Groove(f"lib/{n}", name, 4) for n in range(60) for name in ("A", "B")]
