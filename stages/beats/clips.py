@@ -21,6 +21,7 @@ from stages.store import atomic_file, sha256
 SMEAR = (0.25, 0.5, 1.0, 0.5, 0.25)  # of a beat over its frame and the neighbours
 MAX_STRETCH = 0.25  # of the tempo's logarithm
 MAX_SHIFT = 0.12  # of the logarithm of mel bins
+BEGINNING_SHARE = 0.25  # of the crops begin with the piece: where music sets in tells the bar, if little else does
 UNHEARD_SHARE = 0.04  # of the crops have no beat: noise, or frames in disorder
 Times = NDArray[np.float64]
 
@@ -92,7 +93,8 @@ class BeatClips(torch.utils.data.Dataset[dict[str, Tensor]]):
         mel = self.mels[index]
         stretch = float(np.exp(generator.uniform(-MAX_STRETCH, MAX_STRETCH))) if self.augment else 1.0
         span = self.frames * stretch
-        start = generator.uniform(0, max(len(mel) - span, 1)) if self.augment else 0.0
+        from_the_beginning = not self.augment or generator.random() < BEGINNING_SHARE
+        start = 0.0 if from_the_beginning else generator.uniform(0, max(len(mel) - span, 1))
         places = start + stretch * np.arange(self.frames)
         clip, (target, tempo) = _resampled(mel, places), self._targets(index, places, stretch)
         if self.augment:

@@ -71,6 +71,16 @@ def test_a_stretched_crop_has_its_beats_where_its_drums_are(scores, tmp_path):
     assert abs(np.median(lags)) <= 1
 
 
+def test_a_quarter_of_the_crops_begin_where_the_music_does(scores, tmp_path):
+    """Of a piece whose only beats are in its first half second, which a crop drawn anywhere misses most often."""
+    pieces = [Piece(**json.loads(line)) for line in (scores / INDEX).read_text().splitlines()]
+    dataset = clips.BeatClips(scores, pieces[:1], 100, tmp_path, augment=True)
+    dataset.mels = [np.zeros((100_000, 128), dtype=np.uint8)]
+    dataset.bars = [np.array([[0.1, 1.0], [0.4, 2.0]])]
+    share = np.mean([bool(dataset[0, seed]["beats"].any()) for seed in range(300)])
+    assert share == pytest.approx(clips.BEGINNING_SHARE, abs=0.08)
+
+
 def test_what_a_teacher_heard_is_stretched_with_the_crop():
     heard = np.zeros((1000, 2), dtype=np.float32)
     heard[500] = 1
