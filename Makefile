@@ -7,7 +7,7 @@ RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" DVC_NO_ANALYTICS=1 PYTHONDONTWRITEBYT
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 PROMPT ?= dramatic trailer
 
-.PHONY: setup demo test test-all lint screenshots docs deps bench
+.PHONY: setup demo test test-all lint screenshots docs versions bench
 
 setup: $(VENV)/ready
 
@@ -47,9 +47,10 @@ screenshots: $(VENV)/ready
 docs: $(VENV)/ready
 	$(RUN) typer musicldm_cli.app utils docs --name musicldm --title "Command reference" --output docs/cli.md
 
-# The code deps of dvc.yaml and grid/dvc.yaml, from what their commands import
-deps: $(VENV)/ready
-	$(RUN) python -m tests.imports
+# versions.yaml from stages/versions.py, and the numbers that its test compares results with
+versions: $(VENV)/ready
+	$(RUN) python -c "from pathlib import Path; from stages import project; Path(project.VERSIONS_FILE).write_text(project.versions_text())"
+	$(RUN) WRITE_RESULTS=1 pytest -n 0 tests/test_pipeline.py
 
 bench: $(VENV)/ready
 	for file in benchmarks/*.py; do $(RUN) python $$file || exit 1; done

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from musicldm_cli.commands import data, doctor, evaluate, generate, model, params, prep, studio, train
+from musicldm_cli.commands import data, doctor, evaluate, generate, init, model, params, prep, studio, train
 from musicldm_cli.output import Mode, Output
 from musicldm_cli.session import Session
 from stages import errors
@@ -32,6 +32,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 2 usage, 3 params, 4 data, 5 model, 6 missing package, 7 a gate failed, "
     "130 interrupted.",
 )
+app.command("init")(init.init)
 app.add_typer(data.app, name="data")
 app.add_typer(prep.app, name="prep")
 app.add_typer(train.app, name="train")

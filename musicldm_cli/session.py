@@ -38,11 +38,13 @@ class Session:
         Without any params.yaml here the preset `small` holds.
         """
         from stages import params
+        from stages.project import check_versions
 
         if preset is not None:
             return params.resolve({"preset": preset}, overrides or [], origin=f"preset {preset}")
         if self.params_file is not None:
             return params.load(self.params_file, overrides or [])
+        check_versions()
         if DEFAULT_PARAMS.exists():
             return params.load(DEFAULT_PARAMS, overrides or [])
         return params.resolve({"preset": DEFAULT_PRESET}, overrides or [], origin=f"preset {DEFAULT_PRESET}")

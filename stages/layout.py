@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages.errors import DataError
+
+PACKAGE = Path(__file__).parent
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -96,3 +100,11 @@ class Layout:
     def report(self) -> Path:
         """report.html, self-contained."""
         return self.work / "report"
+
+
+def packaged(name: str) -> Path:
+    """A file that comes with musicldm: in a checkout's root, or inside an installed package. Raises DataError."""
+    for folder in (PACKAGE, PACKAGE.parent):
+        if (folder / name).exists():
+            return folder / name
+    raise DataError(f"This installation has no {name}.", "Install musicldm again from its wheel or repository.")

@@ -13,7 +13,8 @@ import pytest
 import soundfile
 
 from stages import params
-from tests import DEMO, ROOT
+from stages.versions import VERSIONS
+from tests import DEMO, ROOT, results, test_dvc
 
 SECONDS = 25
 TOY = [
@@ -38,10 +39,10 @@ def repro(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A git and DVC project with our dvc.yaml and code, 25 s excerpts of the demo music, and toy numbers."""
+    """A git and DVC project with our dvc.yaml, 25 s excerpts of the demo music, and toy numbers."""
     folder = tmp_path_factory.mktemp("project")
-    shutil.copy(ROOT / "dvc.yaml", folder)
-    shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "versions.yaml"):
+        shutil.copy(ROOT / name, folder)
     (folder / "params.yaml").write_text(params.to_yaml(params.load(ROOT / "params.yaml", TOY)), encoding="utf-8")
     (folder / "data" / "demo").mkdir(parents=True)
     with (DEMO / "attribution.csv").open(encoding="utf-8") as table:
@@ -104,6 +105,33 @@ def test_a_second_repro_does_nothing(project):
     done = repro(project, "repro")
     assert "Running stage" not in done.stdout
     assert "up to date" in done.stdout
+
+
+def test_results_that_moved_have_another_version(project):
+    """Of the stages whose numbers are not the recorded ones, those with no such stage before them."""
+    found = results.numbers(project / "work")
+    if os.environ.get("WRITE_RESULTS"):  # make versions
+        record = {name: {"version": VERSIONS[name], "numbers": found[name]} for name in found}
+        results.RECORDED.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    recorded = json.loads(results.RECORDED.read_text(encoding="utf-8"))
+    assert [*recorded] == test_dvc.NAMES
+    moved = {name for name in found if results.differ(found[name], recorded[name]["numbers"])}
+    first = {name for name in moved if not moved & test_dvc.upstream(name)}
+    unsaid = {name for name in first if recorded[name]["version"] == VERSIONS[name]}
+    silent = {name: (recorded[name]["numbers"], found[name]) for name in unsaid}
+    assert not silent, "raise their numbers in stages/versions.py, then: make versions"
+    assert not moved, "record them: make versions"
+
+
+def test_a_raised_version_runs_its_stage_again(project):
+    file = project / "versions.yaml"
+    before = file.read_text()
+    file.write_text(before.replace("latents: 1", "latents: 2"))
+    try:
+        status = json.loads(repro(project, "status", "--json").stdout)
+    finally:
+        file.write_text(before)
+    assert set(status) == {"latents"}
 
 
 def test_another_mixup_touches_only_the_diffusion(project):

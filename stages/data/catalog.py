@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import stages
 from stages.audio import io
 from stages.data.manifest import Track, read_manifest
 from stages.data.parallel import run_each
 from stages.errors import DataError
+from stages.layout import packaged
 from stages.progress import Progress, silent
 from stages.store import atomic_file, sha256
 
@@ -74,12 +74,8 @@ COLLECTIONS = (
 
 
 def demo_folder() -> Path:
-    """The embedded music: in an installed wheel inside the package, in a checkout beside it. Raises DataError."""
-    package = Path(stages.__file__).parent
-    for folder in (package / "data" / "demo", package.parent / "data" / "demo"):
-        if (folder / ATTRIBUTION).is_file():
-            return folder
-    raise DataError("This installation has no demo music.", "Install musicldm again from its wheel or repository.")
+    """The embedded music. Raises DataError when the installation lacks it."""
+    return packaged(f"data/demo/{ATTRIBUTION}").parent
 
 
 def copy_demo(destination: Path, progress: Progress = silent) -> list[Path]:

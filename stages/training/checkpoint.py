@@ -19,6 +19,7 @@ from stages.errors import ModelError
 from stages.params import Params
 from stages.store import atomic_folder, sha256, write_json
 from stages.training.state import State
+from stages.versions import VERSIONS
 
 SCHEMA = 1
 INDEX = "checkpoint.json"
@@ -45,7 +46,8 @@ class DamagedError(Exception):
 
 
 def training_identity(params: Params, network: str, *sections: str, **data: str) -> dict[str, str]:
-    """What makes a training the same one: every parameter of its sections, key by key, and its data's digests.
+    """What makes a training the same one: every parameter of its sections, key by key, its data's digests, and the
+    revision of its results.
 
     With a cosine schedule the number of steps belongs to it, else a longer training goes on from a shorter.
     """
@@ -64,7 +66,7 @@ def training_identity(params: Params, network: str, *sections: str, **data: str)
     for key in FREE_KEYS:
         if key != "steps" or schedule != '"cosine"':
             identity.pop(f"{network}.train.{key}", None)
-    return identity | data
+    return identity | data | {f"{network}.version": str(VERSIONS[network])}
 
 
 def save(run: Path, state: State, position: Position, identity: dict[str, str], scaler: Any = None) -> Path:
