@@ -1,6 +1,5 @@
 """Networks that were read from elsewhere, written as sealed model folders."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from stages.errors import ModelError
 from stages.ldm.folder import save_pipeline
 from stages.ldm.model import LatentDiffusion
 from stages.params import Params
-from stages.store import model_folder
+from stages.store import model_folder, scratch_folder
 from stages.training.card import about
 from stages.vae.model import FOLDER as VAE_FOLDER
 from stages.vocoder.model import FOLDER as VOCODER_FOLDER
@@ -35,9 +34,7 @@ class Parts:
 def save_pipeline_of(parts: Parts, out: Path, card: dict[str, Any]) -> None:
     """Write a whole `ldm` folder."""
     params = parts.ldm.params
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".tmp-{out.name}-", dir=out.parent) as temporary:
-        folder = Path(temporary)
+    with scratch_folder(out) as folder:
         save_clap(parts.clap, folder / "clap", card)
         save_vae(parts.vae, params, folder / "vae", card)
         save_vocoder(parts.vocoder, params, folder / "vocoder", card)
