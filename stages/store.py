@@ -224,7 +224,7 @@ def _put_back(old: Path, path: Path) -> None:
 
 def refuse_existing(path: Path) -> None:
     """Raise DataError when there is something at `path`, for commands that never replace what they find."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if restore(path) and (not path.is_dir() or any(path.iterdir())):
         raise DataError(f"{path} is there already.", "Choose another folder, or remove it.")
 
 
@@ -331,6 +331,18 @@ class _File(BaseModel):
     sha256: str
 
 
+class _FewStepsParams(BaseModel):
+    model_config = ConfigDict(strict=True)
+    steps: Annotated[int, Field(gt=0)]
+
+
+class _FewSteps(BaseModel):
+    """What a pipeline's card says of its few-step weights, as far as it is read before they are."""
+
+    model_config = ConfigDict(strict=True)
+    params: _FewStepsParams
+
+
 class _Seal(BaseModel):
     """What every card has, and the types of what some have."""
 
@@ -339,7 +351,7 @@ class _Seal(BaseModel):
     musicldm: str | None = None
     preset: str | None = None
     params: dict[str, Any] | None = None
-    few_steps: dict[str, Any] | None = None
+    few_steps: _FewSteps | None = None
     files: dict[Annotated[str, AfterValidator(_inside)], _File]
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from diffusers import AutoencoderKL
 from torch import nn
-from transformers import AutoTokenizer, ClapModel
+from transformers import ClapModel
 
+from stages import pretrained
 from stages.clap.model import TEXT_ENCODER, TOKENIZER, Clap
 from stages.errors import ModelError
 from stages.ldm.folder import save_pipeline
@@ -61,13 +62,8 @@ def save_vocoder(vocoder: Network, params: Params, out: Path, card: dict[str, An
 
 def load_tokenizer(source: str, params: Params) -> Any:
     """A tokenizer from a folder or hub id, for clap.text.max_tokens. Raises ModelError."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"The tokenizer {source} cannot be had: {str(error).splitlines()[0]}",
-            "Give a folder with vocab.json and merges.txt of RoBERTa: --tokenizer DIR",
-        ) from error
+    remedy = "Give a folder with vocab.json and merges.txt of RoBERTa: --tokenizer DIR"
+    tokenizer = pretrained.load_tokenizer(pretrained.fetch(source, pretrained.TOKENIZER_FILES, remedy), remedy)
     if len(tokenizer) > params.clap.text.vocab_size:
         raise ModelError(
             f"The tokenizer {source} has {len(tokenizer)} tokens, clap.text.vocab_size is "

@@ -29,31 +29,17 @@ def resolve_model(source: str, models: Path) -> tuple[Path, str | None]:
 
 def import_from_hub(name: str, out: Path) -> str:
     """Fetch a MusicLDMPipeline repository and write it as the model folder `out`; returns a sentence on its licence."""
+    from stages.pretrained import fetch
     from stages.weights.diffusers_folder import import_diffusers, licence_of
 
     refuse_existing(out)
-    snapshot = fetch(name)
+    snapshot = fetch(name, WANTED, "Check the name and the connection, or name a folder instead.")
     licence = licence_of(snapshot)
     about = {"imported_from": [{"hub": name, "revision": snapshot.name}], "licence": licence,
              "training_data": f"see https://huggingface.co/{name}"}  # fmt: skip
-    import_diffusers(snapshot, out, about)
+    remarks = import_diffusers(snapshot, out, about)
     stated = f"has the licence {licence}" if licence else "states no licence"
-    return f"{name} {stated}; see https://huggingface.co/{name}. It is kept in {out}."
-
-
-def fetch(name: str) -> Path:
-    """The repository's configs and .safetensors files in the hub's own cache. Raises ModelError."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=WANTED))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
-        raise ModelError(
-            f"{name} is no folder here and cannot be had from the hub: {reason}.",
-            "Check the name and the connection, or name a folder instead.",
-        ) from error
+    return " ".join([f"{name} {stated}; see https://huggingface.co/{name}. It is kept in {out}.", *remarks])
 
 
 def _folder(folder: Path) -> Path:
