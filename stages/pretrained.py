@@ -93,8 +93,7 @@ def read_weights(folder: Path, remedy: str) -> tuple[Tensors, str | None]:
             return _read_parts(folder, indexes[0], remedy), variant
         if plain:
             break
-    others = f" (it has {', '.join(names)})" if names else ""
-    raise ModelError(f"{folder} has no .safetensors file of a network's weights{others}.", remedy)
+    raise ModelError(f"{folder} has {len(plain)} .safetensors files that could be its weights, not one.", remedy)
 
 
 def _variant(name: str) -> str | None:

@@ -112,7 +112,7 @@ def fit(network: nn.Module, tensors: Tensors, source: object, remedy: str = USUA
     if problems:
         more = "; ..." if len(problems) > LISTED else ""
         raise ModelError(
-            f"{source} does not fit {type(network).__name__} ({len(problems)} tensors differ): "
+            f"{source} cannot be loaded as {type(network).__name__}, {len(problems)} tensors differ: "
             f"{'; '.join(sorted(problems)[:LISTED])}{more}.",
             remedy,
         )

@@ -188,10 +188,13 @@ def load_pretrained(params: Params, source: str) -> Clap:
 
     Raises ModelError when it cannot be had or its sizes are not those of `params.clap`.
     """
-    folder = fetch(source, ["config.json", "model*.safetensors*", *TOKENIZER_FILES], REMEDY)
-    if (folder / TEXT_ENCODER).is_dir():
-        return Clap(params, *_read(params, folder / TEXT_ENCODER, folder / TOKENIZER))
-    return Clap(params, *_read(params, folder, folder))
+    try:
+        folder = fetch(source, ["config.json", "model*.safetensors*", *TOKENIZER_FILES], REMEDY)
+        if (folder / TEXT_ENCODER).is_dir():
+            return Clap(params, *_read(params, folder / TEXT_ENCODER, folder / TOKENIZER))
+        return Clap(params, *_read(params, folder, folder))
+    except ModelError as error:
+        raise ModelError(f"No CLAP model can be read from {source}: {error.message}", error.remedy) from error
 
 
 def _read(params: Params, model_folder: Path, tokenizer_folder: Path) -> tuple[ClapModel, Any]:

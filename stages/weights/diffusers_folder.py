@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -66,32 +67,31 @@ audio = pipe(prompt_embeds=prompt, negative_prompt_embeds=null, audio_length_in_
 """
 
 
-def import_diffusers(source: Path, out: Path, about: dict[str, Any]) -> list[str]:
-    """Read a MusicLDMPipeline folder strictly and write it as a sealed `ldm` folder; returns remarks.
+def import_diffusers(
+    source: Path, out: Path, about: dict[str, Any], remark: Callable[[str], object] = lambda _: None
+) -> Params:
+    """Read a MusicLDMPipeline folder strictly and write it as a sealed `ldm` folder; returns its parameters.
 
     Its scheduler's config is kept as it is, and the null condition is the empty prompt's embedding, as in diffusers,
-    unless the folder is an export of ours. Raises ModelError.
+    unless the folder is an export of ours. `remark` gets a sentence for each network that there are only weights of
+    half precision of. Raises ModelError.
     """
     _check_index(source)
     configs = _configs(source)
     params = params_of(configs, source)
     ldm, vae, vocoder = LatentDiffusion(params, build_unet(params)), build_vae(params), build_hifigan(params)
     model = _build_clap(params, configs[TEXT_ENCODER])
-    variants = {
-        name: _fill(network, source / name)
-        for name, network in ((UNET, ldm.unet), ("vae", vae), ("vocoder", vocoder), (TEXT_ENCODER, model))
-    }
+    for name, network in ((UNET, ldm.unet), ("vae", vae), ("vocoder", vocoder), (TEXT_ENCODER, model)):
+        variant = _fill(network, source / name)
+        if variant is not None:
+            remark(f"{source / name} has weights of the variant {variant} only; they were taken.")
     vae.register_to_config(scaling_factor=_scaling_factor(configs["vae"], source))
     clap = Clap(params, model.eval(), load_tokenizer(str(source / TOKENIZER), params))
     null = source / "null_condition.safetensors"
     with torch.no_grad():
         ldm.null.copy_(read_null(null, ldm.null, REMEDY) if null.exists() else clap.embed_text([""])[0])
     save_pipeline_of(Parts(ldm, clap, vae.eval(), vocoder.eval(), configs["scheduler"]), out, about)
-    return [
-        f"{source / name} has the variant {variant} only, which was taken."
-        for name, variant in variants.items()
-        if variant is not None
-    ]
+    return params
 
 
 def _check_index(source: Path) -> None:

@@ -29,17 +29,24 @@ def resolve_model(source: str, models: Path) -> tuple[Path, str | None]:
 
 def import_from_hub(name: str, out: Path) -> str:
     """Fetch a MusicLDMPipeline repository and write it as the model folder `out`; returns a sentence on its licence."""
-    from stages.pretrained import fetch
     from stages.weights.diffusers_folder import import_diffusers, licence_of
 
     refuse_existing(out)
-    snapshot = fetch(name, WANTED, "Check the name and the connection, or name a folder instead.")
+    snapshot = fetch(name)
     licence = licence_of(snapshot)
     about = {"imported_from": [{"hub": name, "revision": snapshot.name}], "licence": licence,
              "training_data": f"see https://huggingface.co/{name}"}  # fmt: skip
-    remarks = import_diffusers(snapshot, out, about)
+    remarks: list[str] = []
+    import_diffusers(snapshot, out, about, remarks.append)
     stated = f"has the licence {licence}" if licence else "states no licence"
     return " ".join([f"{name} {stated}; see https://huggingface.co/{name}. It is kept in {out}.", *remarks])
+
+
+def fetch(name: str) -> Path:
+    """The repository's configs and .safetensors files in the hub's own cache. Raises ModelError."""
+    from stages import pretrained
+
+    return pretrained.fetch(name, WANTED, "Check the name and the connection, or name a folder instead.")
 
 
 def _folder(folder: Path) -> Path:
