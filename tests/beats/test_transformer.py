@@ -115,7 +115,7 @@ def test_a_published_checkpoint_is_imported_strictly(tmp_path):
     with pytest.raises(ModelError, match="extra has no place"):
         import_beat_transformer(tmp_path / "extra.pt", tmp_path / "none")
     torch.save({"state_dict": {**state, "out_linear.bias": torch.zeros(1)}}, tmp_path / "shape.pt")
-    with pytest.raises(ModelError, match="out_linear.bias is 1, it should be 2"):
+    with pytest.raises(ModelError, match=r"out_linear\.bias is 1, it should be 2"):
         import_beat_transformer(tmp_path / "shape.pt", tmp_path / "none")
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(ModelError, match="is no checkpoint of tensors"):
