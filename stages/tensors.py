@@ -93,7 +93,7 @@ def load_file(path: Path, remedy: str = USUAL) -> Any:
     try:
         with path.open("rb") as file:
             start = file.read(len(_LEGACY))
-        if start.startswith(_ZIP) or start == _LEGACY:
+        if path.suffix != ".safetensors" and (start.startswith(_ZIP) or start == _LEGACY):
             return _load_checkpoint(path, mapped=start != _LEGACY)
         return load_safetensors(path)
     except (*_DAMAGE, SafetensorError) as error:
