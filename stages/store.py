@@ -5,16 +5,17 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from stages.errors import DataError, DiskFullError, ModelError
 from stages.params import Params
@@ -22,6 +23,8 @@ from stages.params import Params
 CARD = "musicldm.json"
 CARD_SCHEMA = 1
 SEALED = ("schema", "kind", "musicldm", "files")  # what model_folder itself writes into a card
+LOCK = "lock"  # in a temporary folder, held by its writer
+MOST_CONFIG_BYTES = 4_000_000  # of a model's JSON files; parsed, it takes some ten times as much
 MORE_SPACE = "Free space or choose another --work folder, then run the same command again; it goes on."
 
 
@@ -59,6 +62,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     Temporary files in `folder` are then of processes that died and are removed: before the work those of earlier
     runs, whose space it may need, and after it those of this run's workers, which would be part of the result.
     """
+    folder = folder.absolute()  # "." has no name
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
@@ -78,6 +82,8 @@ def exclusive(folder: Path) -> Iterator[None]:
 def _remove_leftovers(folder: Path) -> None:
     for leftover in [path for path in folder.rglob(".*-*") if path.name.startswith((".tmp-", ".old-"))]:
         if leftover.is_dir():
+            for kept in leftover.iterdir() if leftover.name.startswith(".old-") else ():
+                _put_back(kept, leftover.with_name(kept.name))
             shutil.rmtree(leftover)
         else:
             leftover.unlink(missing_ok=True)  # it may have been in such a folder
@@ -128,30 +134,97 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it takes the place of `path`, else it is removed."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
+    """Yield a temporary folder beside `path`; on success it takes the place of `path`, else it is removed.
+
+    Between two renames what was at `path` lies in `.old-*` beside it, where `restore` finds it should this process die.
+    """
+    with disk_errors(path), scratch_folder(path) as scratch:
+        temporary = scratch / path.name
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.rglob("*"):
+            _fsync(file)
+        old = scratch.with_name(scratch.name.replace(".tmp-", ".old-", 1))
         try:
-            yield temporary
-            temporary.chmod(0o777 & ~_umask())
-            for file in temporary.rglob("*"):
-                _fsync(file)
-            old = None
             if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".old-{path.name}-", dir=path.parent)) / path.name
-                path.replace(old)
+                old.mkdir()
+                path.replace(old / path.name)
             temporary.replace(path)
             _fsync(path.parent)
-            if old is not None:
-                shutil.rmtree(old.parent)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _put_back(old / path.name, path)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, removed at the end; first those that dead processes left there are.
+
+    Its lock, which the system frees when a process dies, tells others that it is in use.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    restore(path)
+    for leftover in _beside(path, "tmp"):
+        with _abandoned(leftover) as dead:
+            if dead:
+                shutil.rmtree(leftover, ignore_errors=True)
+    folder, lock = _new_scratch(path)
+    try:
+        yield folder
+    finally:
+        lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _new_scratch(path: Path) -> tuple[Path, FileLock]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
+        lock = FileLock(folder / LOCK, timeout=0)
+        with suppress(Timeout, FileNotFoundError):  # another process took it for abandoned before it was locked
+            lock.acquire()
+            return folder, lock
+
+
+def restore(path: Path) -> bool:
+    """Put back what a writer of `path` moved away and, killed between its two renames, did not replace; what it
+    replaced is removed. Returns whether there is something at `path` now."""
+    for old in _beside(path, "old"):
+        with _abandoned(old.with_name(old.name.replace(".old-", ".tmp-", 1))) as dead:
+            if dead:
+                _put_back(old / path.name, path)
+                shutil.rmtree(old, ignore_errors=True)
+    return path.exists()
+
+
+def _beside(path: Path, kind: str) -> list[Path]:
+    name = re.compile(rf"\.{kind}-{re.escape(path.name)}-[a-z0-9_]+")
+    return [file for file in path.parent.glob(f".{kind}-*") if name.fullmatch(file.name)]
+
+
+@contextmanager
+def _abandoned(scratch: Path) -> Iterator[bool]:
+    """Whether no process is at work in a scratch folder, which none can begin to be meanwhile."""
+    lock = FileLock(scratch / LOCK, timeout=0)
+    try:
+        if scratch.exists():
+            lock.acquire()
+    except (Timeout, OSError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _put_back(old: Path, path: Path) -> None:
+    if old.exists() and not path.exists():
+        old.replace(path)
 
 
 def refuse_existing(path: Path) -> None:
     """Raise DataError when there is something at `path`, for commands that never replace what they find."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if restore(path) and (not path.is_dir() or any(path.iterdir())):
         raise DataError(f"{path} is there already.", "Choose another folder, or remove it.")
 
 
@@ -165,9 +238,13 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_text(path: Path, remedy: str) -> str:
+def read_text(path: Path, remedy: str, most_bytes: int | None = None) -> str:
     """A text file, with or without a byte order mark. Raises DataError, with `remedy`, when it cannot be read."""
     try:
+        if not path.exists():
+            restore(path.parent)
+        if most_bytes is not None and path.stat().st_size > most_bytes:
+            raise DataError(f"{path} has more than {most_bytes // 10**6} MB, which no such file has.", remedy)
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"There is no {path}.", remedy) from None
@@ -175,12 +252,23 @@ def read_text(path: Path, remedy: str) -> str:
         raise DataError(f"{path} cannot be read: {error}.", remedy) from error
 
 
-def read_json(path: Path, remedy: str) -> Any:
+def read_json(path: Path, remedy: str, most_bytes: int | None = None) -> Any:
     """Parse a JSON file of ours. Raises DataError, with `remedy`, when it is missing or malformed."""
     try:
-        return json.loads(read_text(path, remedy))
-    except json.JSONDecodeError as error:
+        return json.loads(read_text(path, remedy, most_bytes))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}.", remedy) from error
+
+
+def read_config(path: Path, remedy: str) -> dict[str, Any]:
+    """One of the small JSON files of a model, an object. Raises ModelError, with `remedy`."""
+    try:
+        found = read_json(path, remedy, MOST_CONFIG_BYTES)
+    except DataError as error:
+        raise ModelError(error.message, remedy) from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path} cannot be read: it holds a {type(found).__name__}, not an object.", remedy)
+    return found
 
 
 def read_jsonl(path: Path, remedy: str) -> list[dict[str, Any]]:
@@ -189,7 +277,7 @@ def read_jsonl(path: Path, remedy: str) -> list[dict[str, Any]]:
     for number, line in enumerate(read_text(path, remedy).splitlines(), start=1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number} is not JSON: {error}.", remedy) from error
     return rows
 
@@ -227,22 +315,66 @@ def card_facts(card: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in card.items() if key not in SEALED}
 
 
+def _inside(name: str) -> str:
+    """The path of a file in its folder, and of none outside it."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise ValueError("it is not inside the folder")
+    return name
+
+
+class _File(BaseModel):
+    """A file as a seal lists it."""
+
+    model_config = ConfigDict(strict=True)
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: str
+
+
+class _FewStepsParams(BaseModel):
+    model_config = ConfigDict(strict=True)
+    steps: Annotated[int, Field(gt=0)]
+
+
+class _FewSteps(BaseModel):
+    """What a pipeline's card says of its few-step weights, as far as it is read before they are."""
+
+    model_config = ConfigDict(strict=True)
+    params: _FewStepsParams
+
+
+class _Seal(BaseModel):
+    """What every card has, and the types of what some have."""
+
+    model_config = ConfigDict(strict=True)
+    kind: str
+    musicldm: str | None = None
+    preset: str | None = None
+    params: dict[str, Any] | None = None
+    few_steps: _FewSteps | None = None
+    files: dict[Annotated[str, AfterValidator(_inside)], _File]
+
+
 def model_card(path: Path, kind: str | None = None) -> dict[str, Any]:
-    """The seal of a model folder. Raises ModelError when there is none or it is of another kind or schema."""
+    """The seal of a model folder. Raises ModelError when there is none, it is malformed, or of another kind or
+    schema."""
     train = f"Make it with: musicldm train {kind or 'ldm'}"
-    try:
-        card = json.loads((path / CARD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path} is not a model folder of musicldm (no {CARD}).", train) from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path / CARD} cannot be read: {error}.", train) from error
+    if not (path / CARD).exists() and not (restore(path) and (path / CARD).exists()):
+        raise ModelError(f"{path} is not a model folder of musicldm (no {CARD}).", train)
+    card = read_config(path / CARD, train)
     if card.get("schema") != CARD_SCHEMA:
         raise ModelError(
             f"{path} has schema {card.get('schema')}; this version reads {CARD_SCHEMA}.", "Update musicldm."
         )
-    if kind is not None and card.get("kind") != kind:
-        raise ModelError(f"{path} holds a {card.get('kind')} model, not a {kind} model.", train)
-    return dict(card)
+    try:
+        _Seal.model_validate(card)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ModelError(f"{path / CARD} is malformed at {where}: {problem['msg']}.", train) from error
+    if kind is not None and card["kind"] != kind:
+        raise ModelError(f"{path} holds a {card['kind']} model, not a {kind} model.", train)
+    return card
 
 
 def model_params(path: Path, kind: str | None = None) -> Params:

@@ -105,8 +105,9 @@ def diffusers(
     if folder.is_dir():
         target = _target(found, out, folder)
         about = {"licence": licence_of(folder), "imported_from": [{"folder": folder.name}]}
-        import_diffusers(folder, target, about)
-        _done(found, target, about, [])
+        remarks: list[str] = []
+        import_diffusers(folder, target, about, remarks.append)
+        _done(found, target, about, remarks)
     else:
         target = out or found.layout.models / source.replace("/", "--")
         found.output.result(f"{import_from_hub(source, target)}", [target])

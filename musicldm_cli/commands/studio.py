@@ -34,7 +34,7 @@ def studio(
     from stages.web.server import check_installed, serve
 
     check_installed()
-    from stages.store import disk_errors, model_card
+    from stages.store import disk_errors, model_params
     from stages.web.studio import studio_app
     from stages.web.studio_queue import StudioQueue, find_models
     from stages.weights.shipped import SHIPPED
@@ -44,11 +44,10 @@ def studio(
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     known = find_models(models or [usual for usual in (found.layout.models, SHIPPED) if usual.is_dir()])
-    card = model_card(next(iter(known.values())), "ldm")
     defaults = found.params(override).generate
     low, high = defaults.guidance_interval
     jobs = StudioQueue(known, folder, found.layout.shards, found.layout.metrics / "cache", (low, high))
-    seconds = float(card["params"]["audio"]["clip_seconds"])
+    seconds = model_params(next(iter(known.values())), "ldm").audio.clip_seconds
     app = studio_app(jobs, defaults, seconds, host)
     serve(app, host, port, folder / "studio.log", lambda at: found.output.say(f"Studio at {at} (Ctrl-C ends it)."))
     jobs.close()

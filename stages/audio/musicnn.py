@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stages.tensors import fit, read_tensors
+
 Name = Literal["MTT_musicnn", "MSD_musicnn"]
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -151,8 +153,6 @@ class MusicNN(nn.Module):
 
 def load_musicnn(name: Name) -> MusicNN:
     """One of the two networks with its weights, in eval mode, without gradients."""
-    from safetensors.torch import load_file
-
-    model = MusicNN(LABELS[name])
-    model.load_state_dict(load_file(WEIGHTS / f"{name}.safetensors"), strict=True)
+    model, file = MusicNN(LABELS[name]), WEIGHTS / f"{name}.safetensors"
+    fit(model, read_tensors(file), file)
     return model.eval().requires_grad_(False)

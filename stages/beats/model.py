@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stages.beats.features import FrontEnd, Mel
 from stages.beats.transformer import BeatTransformer, Sizes
 from stages.errors import ModelError
 from stages.store import model_card, model_folder, read_json
+from stages.tensors import read_tensors
 
 KIND = "beats"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -75,7 +76,7 @@ def load_tracker(path: Path, device: str = "cpu") -> Tracker:
     model_card(path, KIND)
     try:
         config = Config.from_row(read_json(path / CONFIG, "Train or import it again."))
-        state = {name: value.float() for name, value in load_file(path / WEIGHTS).items()}
+        state = {name: value.float() for name, value in read_tensors(path / WEIGHTS).items()}
         network = BeatTransformer(config.sizes)
         network.load_state_dict(state, strict=True)
     except (OSError, KeyError, TypeError, RuntimeError) as error:

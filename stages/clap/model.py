@@ -11,17 +11,24 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torchaudio.functional as AF
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoTokenizer, ClapConfig, ClapModel
+from transformers import ClapConfig, ClapModel
 from transformers.utils.logging import disable_progress_bar
 
 from stages.audio.mel import clap_mel
 from stages.errors import DataError, ModelError
 from stages.params import Params
+from stages.pretrained import TOKENIZER_FILES, fetch, load_tokenizer, model_config, network_of, read_weights
 from stages.store import model_params
+from stages.tensors import misfit
 
 TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"
+REMEDY = (
+    "Give a folder of `musicldm train clap`, a transformers CLAP folder, or a hub id, and set the clap section to its "
+    "sizes."
+)
 ROBERTA_POSITIONS = 514  # as in every public RoBERTa, so that public weights fit
 ROBERTA_PAD = 1
 
@@ -181,33 +188,37 @@ def load_pretrained(params: Params, source: str) -> Clap:
 
     Raises ModelError when it cannot be had or its sizes are not those of `params.clap`.
     """
-    folder = Path(source)
-    if (folder / TEXT_ENCODER).is_dir():
-        return Clap(params, *_read(params, folder / TEXT_ENCODER, folder / TOKENIZER))
-    return Clap(params, *_read(params, source, source))
-
-
-def _read(params: Params, model_source: Path | str, tokenizer_source: Path | str) -> tuple[ClapModel, Any]:
     try:
-        model, report = ClapModel.from_pretrained(
-            model_source, use_safetensors=True, output_loading_info=True, dtype=torch.float32
-        )
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"No CLAP model can be read from {model_source}: {str(error).splitlines()[0]}",
-            "Give a folder of `musicldm train clap`, a transformers CLAP folder, or a hub id.",
-        ) from error
+        folder = fetch(source, ["config.json", "model*.safetensors*", *TOKENIZER_FILES], REMEDY)
+        if (folder / TEXT_ENCODER).is_dir():
+            return Clap(params, *_read(params, folder / TEXT_ENCODER, folder / TOKENIZER))
+        return Clap(params, *_read(params, folder, folder))
+    except ModelError as error:
+        raise ModelError(f"No CLAP model can be read from {source}: {error.message}", error.remedy) from error
+
+
+def _read(params: Params, model_folder: Path, tokenizer_folder: Path) -> tuple[ClapModel, Any]:
+    config = model_config(model_folder / "config.json", REMEDY)
+    tensors, _ = read_weights(model_folder, REMEDY)
     with torch.device("meta"):
-        wanted = {name: tuple(value.shape) for name, value in build(params).state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    wrong = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
-    wrong += sorted(report["missing_keys"])
-    if wrong:
-        name = wrong[0]
-        raise ModelError(
-            f"{model_source} is no CLAP of the sizes in params ({len(wrong)} tensors differ; {name} is "
-            f"{found.get(name)}, params ask for {wanted.get(name)}).",
-            "Set the clap section to this model's sizes.",
-        )
-    return model, tokenizer
+        wanted = build(params)
+    try:
+        theirs = ClapConfig(**config)
+        if _depths(theirs) != _depths(wanted.config):
+            raise ValueError(f"it has {_depths(theirs)} layers, params ask for {_depths(wanted.config)}")
+        with torch.device("meta"):
+            sizes = ClapModel(theirs).state_dict()
+        wrong = [problem for name, mine in wanted.state_dict().items() if (problem := misfit(name, sizes[name], mine))]
+        if wrong:
+            raise ValueError(f"{len(wrong)} tensors differ; {wrong[0]} by params")
+        model, lost = network_of(ClapModel, theirs, tensors)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{model_folder} is no CLAP of the sizes in params: {reason}.", REMEDY) from error
+    if lost:
+        raise ModelError(f"{model_folder} is no whole CLAP: {len(lost)} tensors, first {lost[0]}.", REMEDY)
+    return model, load_tokenizer(tokenizer_folder, REMEDY)
+
+
+def _depths(config: ClapConfig) -> list[int]:
+    return [config.text_config.num_hidden_layers, *config.audio_config.depths]

@@ -11,16 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, ClapTextModel
+from transformers import BertConfig, BertModel, ClapTextModel, RobertaConfig, RobertaModel
 
 from stages.errors import MissingDependencyError, ModelError
 from stages.params import Clap
+from stages.pretrained import TOKENIZER_FILES, fetch, load_tokenizer, model_config, network_of
 from stages.store import sha256
+from stages.tensors import read_tensors
 
 PACKAGE = "package:"  # of a source that is an installed Python package with a model inside
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-FILES = [CONFIG, WEIGHTS, "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json"]
+KINDS = {"bert": (BertConfig, BertModel), "roberta": (RobertaConfig, RobertaModel)}
+REMEDY = "Set clap.text_init to a transformers folder of the sizes in clap.text, or to null."
 
 
 @dataclass(frozen=True)
@@ -76,27 +80,38 @@ def read_text_tower(clap: Clap, source: str, captions: Iterable[str] = ()) -> Te
     """
     folder = _folder(source)
     if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
-        raise ModelError(f"{source} has no {WEIGHTS} and {CONFIG}.", "Give clap.text_init a transformers folder.")
+        raise ModelError(f"{source} has no {WEIGHTS} and {CONFIG}.", REMEDY)
     digest = sha256(folder / WEIGHTS)
     if clap.text_sha256 is not None and digest != clap.text_sha256:
         raise ModelError(
             f"{folder / WEIGHTS} is not the file params name: its SHA-256 is {digest}, not {clap.text_sha256}.",
             "Get the file anew, or correct clap.text_sha256.",
         )
-    try:
-        encoder = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"No text encoder can be read from {source}: {str(error).splitlines()[0]}") from error
-    if encoder.config.model_type not in ("bert", "roberta"):
-        raise ModelError(
-            f"{source} is a {encoder.config.model_type} model; CLAP's text tower takes a bert or roberta.",
-            "Choose another clap.text_init.",
-        )
+    config = model_config(folder / CONFIG, REMEDY)
+    kind = str(config.get("model_type"))
+    if kind not in KINDS:
+        raise ModelError(f"{source} is a {kind:.50} model; CLAP's text tower takes a bert or roberta.", REMEDY)
+    encoder, tokenizer = _encoder(clap, kind, config, folder), load_tokenizer(folder, REMEDY)
     tokenizer.model_max_length = clap.text.max_tokens
-    if encoder.config.model_type == "bert" and len(tokenizer) > clap.text.vocab_size:
+    if kind == "bert" and len(tokenizer) > clap.text.vocab_size:
         return TextTower(source, encoder, *_cut(tokenizer, clap.text.vocab_size, captions))
     return TextTower(source, encoder, tokenizer)
+
+
+def _encoder(clap: Clap, kind: str, config: dict[str, Any], folder: Path) -> Any:
+    config_class, network_class = KINDS[kind]
+    try:
+        found = config_class(**config)
+        if found.num_hidden_layers != clap.text.layers or found.hidden_size != clap.text.hidden_size:
+            raise ValueError(
+                f"it has {found.num_hidden_layers} layers of {found.hidden_size}, clap.text {clap.text.layers} of "
+                f"{clap.text.hidden_size}"
+            )
+        encoder, _ = network_of(network_class, found, read_tensors(folder / WEIGHTS, REMEDY))
+    except (TypeError, ValueError, AttributeError, RuntimeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"The text encoder in {folder} does not fit: {reason}.", REMEDY) from error
+    return encoder
 
 
 def _folder(source: str) -> Path:
@@ -112,17 +127,7 @@ def _folder(source: str) -> Path:
             )
         root = Path(spec.submodule_search_locations[0])
         return next((file.parent for file in sorted(root.rglob(WEIGHTS))), root)
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=FILES))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"clap.text_init {source} is no folder, and cannot be had from the hub: {str(error).splitlines()[0]}",
-            "Check the name and the connection, or give a folder.",
-        ) from error
+    return fetch(source, [CONFIG, WEIGHTS, *TOKENIZER_FILES], "Check clap.text_init and the connection.")
 
 
 def _cut(tokenizer: Any, size: int, captions: Iterable[str]) -> tuple[Any, Tensor]:

@@ -1,30 +1,21 @@
 """What a folder of shards must hold: its index.json, and the HDF5 files' layout as read back from them."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from stages.data.hdf5 import attribute, dataset, member
 from stages.errors import DataError
-from stages.store import CheckedFile, read_json, sha256
+from stages.store import read_json, sha256
 
 SCHEMA = 1
 INDEX = "index.json"
 AGAIN = "Write the shards again: musicldm prep shards"
-HDF5_VERSION = ("v110", "v110")  # from 1.10 on, HDF5 keeps checksums of its metadata too
-
-
-@contextmanager
-def new_hdf5(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file to write; what the disk refused is raised as OSError at the end, where HDF5 would crash."""
-    with CheckedFile(path, "w+") as disk:
-        with h5py.File(disk, "w", libver=HDF5_VERSION) as file:
-            yield file
-        disk.check()
+DATASETS = {"audio": "i2", "beats": "f8", "downbeats": "f8"}  # of each track, one-dimensional
+READ_AT_ONCE = 2**16  # elements of a dataset in one piece
 
 
 @dataclass(frozen=True)
@@ -90,27 +81,33 @@ def read_index(folder: Path) -> Index:
 def describe(path: Path, ids: list[str], name: str | None = None) -> Shard:
     """A shard's index row, from the file itself."""
     with h5py.File(path, "r", locking=False) as file:
-        tracks = tuple(_track_info(file[track_id]) for track_id in ids)
-        key = str(file.attrs["key"])
+        tracks = tuple(_track_info(file, track_id) for track_id in ids)
+        key = attribute(file, "key", str)
     return Shard(name or path.name, path.stat().st_size, sha256(path), key, tracks)
 
 
-def _track_info(group: h5py.Group) -> TrackInfo:
-    attrs = group.attrs
+def _track_info(file: h5py.File, track_id: str) -> TrackInfo:
+    group = member(file, track_id)
+    tempo_bpm, tempo_group = attribute(group, "tempo_bpm", float), attribute(group, "tempo_group", int)
     return TrackInfo(
         id=group.name.lstrip("/"),
-        split=attrs["split"],
-        samples=len(group["audio"]),
-        title=attrs["title"],
-        artist=attrs["artist"],
-        caption=attrs["caption"],
-        tempo_bpm=None if np.isnan(attrs["tempo_bpm"]) else float(attrs["tempo_bpm"]),
-        tempo_confidence=float(attrs["tempo_confidence"]),
-        tempo_group=None if attrs["tempo_group"] < 0 else int(attrs["tempo_group"]),
-        metre=int(attrs["metre"]) or None,
-        n_downbeats=len(group["downbeats"]),
-        recording=attrs["recording"],
+        split=attribute(group, "split", str),
+        samples=len(track_dataset(file, track_id, "audio")),
+        title=attribute(group, "title", str),
+        artist=attribute(group, "artist", str),
+        caption=attribute(group, "caption", str),
+        tempo_bpm=None if np.isnan(tempo_bpm) else tempo_bpm,
+        tempo_confidence=attribute(group, "tempo_confidence", float),
+        tempo_group=None if tempo_group < 0 else tempo_group,
+        metre=attribute(group, "metre", int) or None,
+        n_downbeats=len(track_dataset(file, track_id, "downbeats")),
+        recording=attribute(group, "recording", str),
     )
+
+
+def track_dataset(file: h5py.File, track_id: str, name: str) -> h5py.Dataset:
+    """One of a track's DATASETS. Raises KeyError and OSError (stages.data.hdf5.dataset)."""
+    return dataset(file, f"{track_id}/{name}", DATASETS[name], (None,))
 
 
 def check_size(folder: Path, shard: Shard) -> None:
@@ -133,16 +130,15 @@ def fault(path: Path, ids: list[str]) -> str | None:
     try:
         with h5py.File(path, "r", locking=False) as file:
             for track_id in ids:
-                place = f"track {track_id}"
-                group = file[track_id]
-                for name in ("audio", "beats", "downbeats"):
+                for name in DATASETS:
                     place = f"track {track_id}, {name}"
-                    step = group[name].chunks[0] if group[name].chunks else 1
-                    for start in range(0, len(group[name]), step):
+                    found = track_dataset(file, track_id, name)
+                    step = found.chunks[0] if found.chunks else READ_AT_ONCE
+                    for start in range(0, len(found), step):
                         place = f"track {track_id}, {name}, elements {start} to {start + step}"
-                        group[name][start : start + step]
+                        found[start : start + step]
                 place = f"track {track_id}, attributes"
-                _track_info(group)
+                _track_info(file, track_id)
             surplus = set(file) - set(ids)
     except (OSError, KeyError, RuntimeError, ValueError) as error:
         return f"{place}: {cause(error)}"

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.audio import io
+from stages.data.hdf5 import attribute, new_hdf5
 from stages.data.manifest import Track, read_manifest
 from stages.data.parallel import run_each
-from stages.data.shard_index import INDEX, SCHEMA, Shard, describe, fault, new_hdf5, read_index
+from stages.data.shard_index import INDEX, SCHEMA, Shard, describe, fault, read_index
 from stages.errors import DataError, DiskFullError
 from stages.params import Params
 from stages.progress import Progress, silent
@@ -184,7 +185,7 @@ def _make_shard(path: Path, sources: list[Source], old: Shard | None, params: Pa
 def _holds(path: Path, key: str) -> bool:
     try:
         with h5py.File(path, "r", locking=False) as file:
-            return bool(file.attrs["key"] == key)
+            return attribute(file, "key", str) == key
     except (OSError, KeyError):
         return False
 

@@ -10,8 +10,20 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.data.hdf5 import attribute
 from stages.data.parallel import run_each
-from stages.data.shard_index import AGAIN, INDEX, Shard, TrackInfo, cause, check_size, describe, fault, read_index
+from stages.data.shard_index import (
+    AGAIN,
+    INDEX,
+    Shard,
+    TrackInfo,
+    cause,
+    check_size,
+    describe,
+    fault,
+    read_index,
+    track_dataset,
+)
 from stages.data.shard_writer import write_shards
 from stages.errors import DataError
 from stages.progress import Progress, silent
@@ -68,15 +80,23 @@ class ShardReader:
             self._files, self._datasets, self._process = {}, {}, os.getpid()
         path = f"{self.tracks[i].id}/{name}"
         found = self._datasets.pop(path, None)
-        self._datasets[path] = self._file(self._shards[i])[path] if found is None else found
+        self._datasets[path] = self._open(i, name) if found is None else found
         if len(self._datasets) > OPEN_DATASETS:
             del self._datasets[next(iter(self._datasets))]  # the one not asked for the longest
         return self._datasets[path]
 
+    def _open(self, i: int, name: str) -> h5py.Dataset:
+        track = self.tracks[i]
+        found = track_dataset(self._file(self._shards[i]), track.id, name)
+        wanted = {"audio": track.samples, "downbeats": track.n_downbeats}.get(name, len(found))
+        if len(found) != wanted:
+            raise OSError(f"{name} has {len(found)} elements, the index says {wanted}")
+        return found
+
     def _file(self, shard: Shard) -> h5py.File:
         if shard.file not in self._files:
             file = h5py.File(self.folder / shard.file, "r", locking=False, rdcc_nbytes=0)
-            if file.attrs["key"] != shard.key:
+            if attribute(file, "key", str) != shard.key:
                 raise OSError("it holds other tracks than the index says")
             self._files[shard.file] = file
         return self._files[shard.file]

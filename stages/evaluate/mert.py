@@ -9,11 +9,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
 from stages.errors import ModelError
-from stages.store import sha256
+from stages.pretrained import fetch, network_of
+from stages.store import read_config, sha256
+from stages.tensors import read_tensors
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 DEFAULT_RATE = 16_000  # HuBERT's, where no preprocessor_config.json says otherwise
@@ -45,25 +48,32 @@ def load_mert(source: str) -> Mert:
 
     Raises ModelError when it cannot be had, is no HuBERT, or needs code that is not in transformers.
     """
-    folder = Path(source) if Path(source).is_dir() else _from_hub(source)
-    config = _json(folder / "config.json")
+    folder = fetch(source, ["*.json", *WEIGHT_FILES], "Give a local folder or a hub id with --weights.")
+    config = read_config(folder / "config.json", _SAME)
     _check(source, config)
     weights = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if weights is None:
         raise ModelError(f"{source} holds no {' or '.join(WEIGHT_FILES)}.", _SAME)
-    known = HubertConfig(**{key: value for key, value in config.items() if key not in ("model_type", "auto_map")})
+    tensors, rate = read_tensors(weights, _SAME), _sample_rate(folder / "preprocessor_config.json")
     try:
-        model, report = HubertModel.from_pretrained(
-            folder, config=known, output_loading_info=True, use_safetensors=weights.suffix == ".safetensors"
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"{source} does not fit transformers' HuBERT: {str(error).splitlines()[0]}", _SAME) from error
-    lost = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
+        known = HubertConfig(**{key: value for key, value in config.items() if key not in ("model_type", "auto_map")})
+        if known.num_hidden_layers > len(tensors):
+            raise ValueError(f"its config has {known.num_hidden_layers} layers, its file {len(tensors)} tensors")
+        model, lost = network_of(HubertModel, known, tensors)
+    except (TypeError, ValueError, AttributeError, RuntimeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{source} does not fit transformers' HuBERT: {reason}.", _SAME) from error
     if lost:
         raise ModelError(f"{source} does not fit transformers' HuBERT: {len(lost)} tensors, first {lost[0]}.", _SAME)
-    rate = _json(folder / "preprocessor_config.json").get("sampling_rate", DEFAULT_RATE)
     digest = hashlib.sha256(f"{json.dumps(config, sort_keys=True)}{sha256(weights)}".encode()).hexdigest()[:12]
-    return Mert(model.eval().requires_grad_(False), int(rate), digest)
+    return Mert(model.eval().requires_grad_(False), rate, digest)
+
+
+def _sample_rate(path: Path) -> int:
+    rate = read_config(path, _SAME).get("sampling_rate", DEFAULT_RATE) if path.exists() else DEFAULT_RATE
+    if not isinstance(rate, int) or not 1000 <= rate <= 192_000:
+        raise ModelError(f"{path} has a sampling_rate of {rate!r:.50}.", _SAME)
+    return rate
 
 
 def _check(source: str, config: dict[str, Any]) -> None:
@@ -75,25 +85,3 @@ def _check(source: str, config: dict[str, Any]) -> None:
             f"{source} has {' and '.join(foreign)}, which is code of its own repository; such code is not run here.",
             _SAME,
         )
-
-
-def _from_hub(source: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", *WEIGHT_FILES]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"There is no model folder {source}, and the hub does not give it: {str(error).splitlines()[0]}",
-            "Give a local folder or a hub id with --weights.",
-        ) from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}.", _SAME) from error

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.evaluate.weights import read_state, strict
+from stages.errors import ModelError
+from stages.tensors import fit, read_tensors
 
 CLASSES = 527
 N_MELS = 64
@@ -107,17 +108,15 @@ def load_cnn14(path: Path, sample_rate: int) -> Cnn14:
     Raises ModelError when the file is not such a checkpoint, name by name and shape by shape.
     """
     front = FRONT_ENDS[sample_rate]
-    state = read_state(path, "model")
+    state = read_tensors(path)
     window = state.get("spectrogram_extractor.stft.conv_real.weight")
     bins, f_max = front.n_fft // 2 + 1, front.f_max
     if window is not None and tuple(window.shape) != (bins, 1, front.n_fft):
         rates = ", ".join(f"{rate // 1000} kHz: n_fft {one.n_fft}" for rate, one in FRONT_ENDS.items())
-        from stages.errors import ModelError
-
         raise ModelError(
             f"{path} was trained with an n_fft of {window.shape[-1]}, not with {front.n_fft} up to {f_max:.0f} Hz.",
             f"Choose evaluate.backbone by the checkpoint's rate ({rates}).",
         )
     network = Cnn14(front)
-    strict(network, {name: value for name, value in state.items() if not name.startswith(_DERIVED)}, path)
+    fit(network, {name: value for name, value in state.items() if not name.startswith(_DERIVED)}, path)
     return network.eval().requires_grad_(False)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.audio import io as audio_io
+from stages.data.hdf5 import attribute, member
 from stages.data.shard_index import INDEX, read_index
 from stages.data.shards import ShardReader
 from stages.errors import DataError
@@ -90,8 +91,8 @@ class _Training:
 
     def attribution(self, track: str) -> str:
         with h5py.File(self.files[track], "r", locking=False) as file:
-            attrs = file[track].attrs
-            title, artist, licence = (str(attrs.get(key) or "unknown") for key in ("title", "artist", "licence"))
+            group = member(file, track)
+            title, artist, licence = (attribute(group, key, str) or "unknown" for key in ("title", "artist", "licence"))
         return f"“{title}” by {artist}, licence: {licence}"
 
 

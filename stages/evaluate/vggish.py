@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stages.evaluate.weights import read_state, strict
+from stages.tensors import fit, read_tensors
 
 SAMPLE_RATE = 16_000
 WINDOW_SAMPLES, HOP_SAMPLES, N_FFT = 400, 160, 512
@@ -87,7 +87,7 @@ class VGGish(nn.Module):
 
 def load_vggish(path: Path) -> VGGish:
     """The network with torchvggish's weights (`vggish-10086976.pth`), in eval mode. Raises ModelError."""
-    state = {name: value for name, value in read_state(path).items() if not name.startswith("pproc.")}
+    state = {name: value for name, value in read_tensors(path).items() if not name.startswith("pproc.")}
     network = VGGish()
-    strict(network, state, path)
+    fit(network, state, path)
     return network.eval().requires_grad_(False)

@@ -14,14 +14,13 @@ import torch
 from stages.audio import io as audio_io
 from stages.generate.edit import Edit
 from stages.generate.gate import Gate, similarity
-from stages.generate.manifest import MANIFEST, output_folder, plan_clips
+from stages.generate.manifest import output_folder, plan_clips, shared_rows
 from stages.generate.pipeline import Clip, Pipeline
 from stages.generate.plots import one_line, save_spectrogram
 from stages.generate.prompts import Prompt
 from stages.generate.samplers import steps_taken
 from stages.generate.settings import Settings, check_steps, length_check
 from stages.progress import Progress, silent
-from stages.store import write_jsonl
 
 DIGITS = 6  # of scores and seconds in the manifest
 COMMENT_LENGTH = 500  # characters of the prompt in a file's metadata
@@ -41,9 +40,9 @@ def generate_files(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Write `<id>.<suffix>` and a manifest row for every prompt; returns their rows, and those of new clips.
 
-    A clip that is there already (`plan_clips`) is skipped. The manifest is written anew, atomically, after every
-    batch, so an interruption loses the running batch only. With a `gate` a row names the nearest training clip, and
-    is marked `too_close` where no try passed; the nearest-to-passing clip is kept.
+    A clip that is there already (`plan_clips`) is skipped. The rows of a batch go into the manifest when it is done,
+    beside those of other runs, so an interruption loses the running batch only. With a `gate` a row names the nearest
+    training clip, and is marked `too_close` where no try passed; the nearest-to-passing clip is kept.
     """
     plan = plan_clips(prompts, settings, out, suffix, plot, pipeline.digest, also(edit, gate))
     _check(pipeline, prompts, settings, edit)
@@ -63,14 +62,14 @@ def generate_files(
             started = time.perf_counter()
             clips = make_clips(pipeline, batch, settings, batch_size, on_steps, edit, gate)
             taken = (time.perf_counter() - started) / len(batch)
-            for clip in clips:
-                row = plan.wanted[clip.prompt.id] | _outcome(clip, taken)
-                write_clip(out / row["file"], clip, pipeline.params.audio.sample_rate, row)
-                if plot:
-                    title = f"{clip.prompt.prompt}  (seed {clip.prompt.seed})"
-                    save_spectrogram((out / row["file"]).with_suffix(".png"), clip.waveform, pipeline.params, title)
-                rows[clip.prompt.id] = row
-            write_jsonl(out / MANIFEST, list(rows.values()))
+            with shared_rows(out) as shared:
+                for clip in clips:
+                    row = plan.wanted[clip.prompt.id] | _outcome(clip, taken)
+                    write_clip(out / row["file"], clip, pipeline.params.audio.sample_rate, row)
+                    if plot:
+                        title = f"{clip.prompt.prompt}  (seed {clip.prompt.seed})"
+                        save_spectrogram((out / row["file"]).with_suffix(".png"), clip.waveform, pipeline.params, title)
+                    rows[clip.prompt.id] = shared[clip.prompt.id] = row
             finished += len(batch)
             progress("Clips", finished, len(todo))
     return [rows[prompt.id] for prompt in prompts], [rows[prompt.id] for prompt in todo]

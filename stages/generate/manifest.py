@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from stages.errors import DataError, UsageError
 from stages.generate.prompts import Prompt
 from stages.generate.settings import WHOLE, Settings
-from stages.store import disk_errors, read_jsonl
+from stages.store import disk_errors, read_jsonl, write_jsonl
 
 MANIFEST = "manifest.jsonl"
+LOCK = ".manifest.lock"
 FORMATS = ("wav", "flac", "ogg")
 OUTCOME = frozenset({"clap_score", "candidate", "gain", "seconds_taken", "nearest", "nearest_start_seconds",
                      "similarity", "too_close"})  # fmt: skip
@@ -41,8 +44,7 @@ def plan_clips(
     """
     if suffix not in FORMATS:
         raise UsageError(f"--format {suffix} is none of {', '.join(FORMATS)}.")
-    there = os.path.exists(out / MANIFEST)  # noqa: PTH110  (Path's raises for a name too long)
-    rows = {row["id"]: row for row in read_manifest(out)} if there else {}
+    rows = _rows(out)
     wanted = {prompt.id: _identity(prompt, settings, suffix, model_digest) | also for prompt in prompts}
     todo = [prompt for prompt in prompts if not _done(rows.get(prompt.id), wanted[prompt.id], out, plot)]
     return Plan(rows, wanted, todo)
@@ -73,6 +75,27 @@ def output_folder(out: Path) -> Iterator[None]:
                 break
             folder.rmdir()
         raise
+
+
+@contextmanager
+def shared_rows(out: Path) -> Iterator[dict[str, dict[str, Any]]]:
+    """A folder's rows by id, which no other run can change meanwhile; they are written, atomically, at the end.
+
+    Clips are to be written inside, so that of two runs with the same id file and row are of one. Raises DataError.
+    """
+    lock = out / LOCK
+    with disk_errors(out), FileLock(lock):
+        try:
+            rows = _rows(out)
+            yield rows
+            write_jsonl(out / MANIFEST, list(rows.values()))
+        finally:
+            lock.unlink()  # who waits for it finds that it has no name any more, and makes another
+
+
+def _rows(out: Path) -> dict[str, dict[str, Any]]:
+    there = os.path.exists(out / MANIFEST)  # noqa: PTH110  (Path's raises for a name too long)
+    return {row["id"]: row for row in read_manifest(out)} if there else {}
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:

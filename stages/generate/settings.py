@@ -3,7 +3,6 @@
 Knows no network, so that a mistake is told before one is loaded.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.errors import MissingDependencyError, ModelError, UsageError
-from stages.store import model_card
+from stages.store import model_card, read_config
 
 if TYPE_CHECKING:
     from stages.generate.edit import Edit
@@ -30,6 +29,7 @@ WHOLE = (0.0, 1.0)
 MOST_REUSE = 4  # steps that one computation of the UNet's inner blocks serves, unless more are asked for
 WHOLE_STEPS = 50  # that are left at least: where steps are few, neighbours differ too much
 LONGEST_SECONDS = 600.0
+MOST_DIFFUSION_STEPS = 100_000
 LONGEST_STREAM_SECONDS = 86_400.0
 
 
@@ -82,10 +82,12 @@ def automatic_reuse(steps: int) -> int:
 
 def read_scheduler(model: Path) -> dict[str, Any]:
     """The diffusion that a pipeline folder was trained for, as diffusers writes it. Raises ModelError."""
-    try:
-        return dict(json.loads((model / SCHEDULER).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{model / SCHEDULER} cannot be read: {error}.", "Train the model again.") from error
+    again = "Train or import the model again."
+    found = read_config(model / SCHEDULER, again)
+    steps = found.get("num_train_timesteps")
+    if not isinstance(steps, int) or not 0 < steps <= MOST_DIFFUSION_STEPS:
+        raise ModelError(f"{model / SCHEDULER} has num_train_timesteps {steps!r:.50}.", again)
+    return found
 
 
 def few_steps(model: Path) -> int | None:

@@ -13,7 +13,7 @@ from stages.clap.model import TEXT_ENCODER, TOKENIZER
 from stages.errors import ModelError
 from stages.ldm.model import LatentDiffusion
 from stages.params import Clap, Ldm
-from stages.store import model_digest, model_folder
+from stages.store import model_digest, model_folder, read_config
 from stages.training.card import about
 
 # The pipeline's parts in the order diffusers lists them, with the class that reads each.
@@ -57,8 +57,7 @@ def save_pipeline(
 
 def _tokenizer_class(folder: Path) -> str:
     """The class that reads a saved tokenizer: RoBERTa's, or that of a BERT the text tower began as."""
-    name: str = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["tokenizer_class"]
-    return name
+    return str(read_config(folder / "tokenizer_config.json", "Train or import this CLAP again.")["tokenizer_class"])
 
 
 def scheduler(ldm: Ldm) -> DDIMScheduler:

@@ -7,6 +7,7 @@ track's caption, its track and first sample, and whether it starts on a downbeat
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,18 +25,22 @@ from stages.audio.mel import clip_mel
 from stages.beats.align import usable_downbeats
 from stages.clap.model import Clap, load_clap
 from stages.data.dataset import normalise
-from stages.data.shard_index import new_hdf5, read_index
+from stages.data.hdf5 import attribute, dataset, new_hdf5
+from stages.data.shard_index import read_index
 from stages.data.shards import ShardReader, TrackInfo
 from stages.errors import DataError
 from stages.params import Params
 from stages.progress import Progress, silent
-from stages.store import atomic_file, model_digest, read_json, sha256, write_json
+from stages.store import atomic_file, exclusive, model_digest, read_json, sha256, write_json
 from stages.vae.model import Vae, load_vae
 
 SCHEMA = 1
 INDEX = "index.json"
 SPLITS = ("train", "valid")  # nobody may train on the test split, by mixing neither
 AGAIN = "Make the latents again: musicldm prep latents"
+PART = re.compile(r"latents-\d{5,}\.h5")
+COLUMNS = {"track": "i8", "start": "i8", "on_downbeat": "?"}  # of a part's windows
+ITEMS = {"mean": "f2", "logvar": "f2", "audio": "f4", "text": "f4"}
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,14 @@ def prepare(
     """Encode every window of the train and valid splits into `out`, index.json last; returns counts.
 
     Each part is written whole or not at all, and a part that was made of the same shard by the same models
-    is kept, so a run that was stopped goes on. Raises DataError and ModelError.
+    is kept, so a run that was stopped goes on. Raises DataError and ModelError, and DataError
+    while another process makes them.
     """
+    with exclusive(out):
+        return _prepare(params, shards, vae, clap, out, progress)
+
+
+def _prepare(params: Params, shards: Path, vae: Path, clap: Path, out: Path, progress: Progress) -> dict[str, int]:
     reader, index = ShardReader(shards), read_index(shards)
     made_by = {"vae": model_digest(vae), "clap": model_digest(clap), "params_digest": params.digest("audio", "latents")}
     encoder: _Encoder | None = None
@@ -90,7 +101,8 @@ def prepare(
             _write_part(path, key, reader, tracks, encoder, progress, f"Latents {number + 1}/{len(index.shards)}")
             written += 1
         with h5py.File(path, "r", locking=False) as file:
-            windows, shape, width = len(file["start"]), file["mean"].shape[1:], file["audio"].shape[1]
+            windows = len(dataset(file, "start", "i8", (None,)))
+            shape, width = file["mean"].shape[1:], file["audio"].shape[1]
         rows.append({"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path), "key": key,
                      "windows": windows, "first_track": first})  # fmt: skip
         first += len(shard.tracks)
@@ -160,7 +172,7 @@ def _write_part(
 def _holds(path: Path, key: str) -> bool:
     try:
         with h5py.File(path, "r", locking=False) as file:
-            return str(file.attrs["key"]) == key
+            return attribute(file, "key", str) == key
     except (OSError, KeyError):
         return False
 
@@ -177,16 +189,19 @@ class LatentReader:
         self.index = read_json(folder / INDEX, AGAIN)
         if not isinstance(self.index, dict) or self.index.get("schema") != SCHEMA:
             raise DataError(f"{folder / INDEX} is not an index of latents that this version reads.", AGAIN)
-        self.scale = float(self.index["scale"])
         self.windows: list[Window] = []
         self._places: list[tuple[str, int]] = []  # part and row of each window
-        self._files: dict[str, h5py.File] = {}
+        self._items: dict[str, dict[str, h5py.Dataset]] = {}  # of each part
         self._process = os.getpid()
-        for part in self.index["parts"]:
-            self._list(part)
+        try:
+            self.scale = float(self.index["scale"])
+            for part in self.index["parts"]:
+                self._list(part)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{folder / INDEX} lacks or mistypes a value: {error}.", AGAIN) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": {}}
+        return self.__dict__ | {"_items": {}}
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -213,12 +228,14 @@ class LatentReader:
 
     def _list(self, part: dict[str, Any]) -> None:
         path = self.folder / part["file"]
+        if not PART.fullmatch(part["file"]):
+            raise ValueError(f"it names a file {part['file']!r}")
         if not path.is_file() or path.stat().st_size != part["bytes"]:
             raise DataError(f"{path} is missing or was altered.", AGAIN)
         with self._reading(path), h5py.File(path, "r", locking=False) as file:
-            if file.attrs["key"] != part["key"]:
+            if attribute(file, "key", str) != part["key"]:
                 raise OSError("it holds other windows than the index says")
-            columns = [file[name][:].tolist() for name in ("track", "start", "on_downbeat")]
+            columns = [dataset(file, name, dtype, (part["windows"],))[:].tolist() for name, dtype in COLUMNS.items()]
         for row, (track, start, on_downbeat) in enumerate(zip(*columns, strict=True)):
             self.windows.append(Window(track + part["first_track"], start, on_downbeat))
             self._places.append((part["file"], row))
@@ -226,11 +243,17 @@ class LatentReader:
     def _read(self, name: str, i: int) -> NDArray[Any]:
         part, row = self._places[i]
         if self._process != os.getpid():  # a handle taken over by fork shares its parent's state
-            self._files, self._process = {}, os.getpid()
+            self._items, self._process = {}, os.getpid()
         with self._reading(self.folder / part):
-            if part not in self._files:
-                self._files[part] = h5py.File(self.folder / part, "r", locking=False)
-            return np.asarray(self._files[part][name][row])
+            if part not in self._items:
+                self._items[part] = self._open(self.folder / part)
+            return np.asarray(self._items[part][name][row])
+
+    def _open(self, path: Path) -> dict[str, h5py.Dataset]:
+        file = h5py.File(path, "r", locking=False)  # open as long as its datasets are
+        latent, vector = self.index["latent_shape"], [self.index["condition_dim"]]
+        shapes = {"mean": latent, "logvar": latent, "audio": vector, "text": vector}
+        return {name: dataset(file, name, dtype, (None, *shapes[name])) for name, dtype in ITEMS.items()}
 
     @contextmanager
     def _reading(self, path: Path) -> Iterator[None]:

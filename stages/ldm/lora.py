@@ -4,12 +4,12 @@ import copy
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from stages.errors import MissingDependencyError, ModelError
 from stages.ldm.model import LatentDiffusion
+from stages.tensors import read_tensors
 
 FEW_STEPS = "few_steps.safetensors"  # in a pipeline folder: what makes few steps do (stages.ldm.few_steps)
 
@@ -52,13 +52,13 @@ def save(model: LatentDiffusion, path: Path) -> None:
 def update(model: LatentDiffusion, path: Path) -> None:
     """Add the updates of a file of `save` to the weights of a model's UNet. Raises ModelError."""
     try:
-        state = {name: value.float() for name, value in load_file(path).items()}
+        state = {name: value.float() for name, value in read_tensors(path).items()}
         with torch.no_grad():
             for name in sorted({name.rpartition(".")[0] for name in state}):
                 weight = model.unet.get_parameter(f"{name}.weight")
                 down, up = state[f"{name}.down"], state[f"{name}.up"]
                 weight += (up.flatten(1) @ down.flatten(1)).view_as(weight).to(weight)
-    except (OSError, SafetensorError, KeyError, AttributeError, RuntimeError) as error:
+    except (KeyError, AttributeError, RuntimeError) as error:
         raise ModelError(
             f"{path} does not fit its UNet: {error}.", "Make it again: musicldm train few-steps"
         ) from error

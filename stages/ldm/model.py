@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stages.errors import ModelError
 from stages.ldm.conditioning import with_null
 from stages.params import Params
 from stages.store import model_params
+from stages.tensors import misfit, read_tensors
 from stages.training.checkpoint import load_weights
 
 UNET, NULL = "unet", "null_condition.safetensors"
@@ -84,11 +84,14 @@ def read_weights(model: LatentDiffusion, folder: Path) -> None:
     """Copy a pipeline folder's weights into `model`; every name and shape must be the same. Raises ModelError."""
     remedy = "Use the params it was trained with; `musicldm model info` shows its preset."
     load_weights(model.unet, folder / UNET / WEIGHTS, remedy)
-    try:
-        null = load_file(folder / NULL)["null"]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise ModelError(f"{folder / NULL} cannot be read: {error}.", "Make it with: musicldm train ldm") from error
-    if null.shape != model.null.shape:
-        raise ModelError(f"{folder / NULL} has shape {tuple(null.shape)}, not {tuple(model.null.shape)}.", remedy)
     with torch.no_grad():
-        model.null.copy_(null)
+        model.null.copy_(read_null(folder / NULL, model.null, remedy))
+
+
+def read_null(file: Path, wanted: Tensor, remedy: str) -> Tensor:
+    """A learned null condition, shaped as `wanted`. Raises ModelError."""
+    found = read_tensors(file, remedy).get("null")
+    problem = misfit("null", found, wanted)
+    if problem is not None or found is None:
+        raise ModelError(f"{file} does not fit: {problem}.", remedy)
+    return found

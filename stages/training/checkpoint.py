@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +10,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_model
+from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.optim import Optimizer
 
 from stages.errors import ModelError
 from stages.params import Params
 from stages.store import atomic_folder, sha256, write_json
+from stages.tensors import fit, load_file, read_tensors
 from stages.training.state import State
 from stages.versions import VERSIONS
 
@@ -28,7 +28,7 @@ IDENTITY = "identity.json"
 # What may change between stop and resume without making it another training.
 FREE_KEYS = ("steps", "valid_every", "valid_batches", "checkpoint_every", "keep_last", "max_bad_steps",
              "workers", "samples")  # fmt: skip
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, pickle.UnpicklingError)
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ModelError)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def load(folder: Path, state: State, scaler: Any = None) -> Position:
         for name, wanted in index["files"].items():
             if sha256(folder / name) != wanted:
                 raise DamagedError(f"{name} was altered")
-        saved = torch.load(folder / OPTIMIZERS, map_location="cpu", weights_only=True)
+        saved = load_file(folder / OPTIMIZERS)
         for name, module in _networks(state).items():
             load_model(module, str(folder / f"{name}.safetensors"), strict=True)
         for name, optimizer in state.optimizers.items():
@@ -139,12 +139,8 @@ def load_weights(module: nn.Module, file: Path, remedy: str) -> None:
     A module made on the device "meta" gets the file's own memory, mapped and read when it is first used: nothing is
     initialised in vain, and nothing copied; but for what is stored in half precision, which becomes float32.
     """
-    try:
-        mapped = any(parameter.is_meta for parameter in module.parameters())
-        state = {name: t.float() if t.dtype == torch.float16 else t for name, t in load_file(file).items()}
-        module.load_state_dict(state, strict=True, assign=mapped)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{file} cannot be loaded: {' '.join(str(error).split())[:300]}.", remedy) from error
+    mapped = any(parameter.is_meta for parameter in module.parameters())
+    fit(module, read_tensors(file, remedy), file, remedy, assign=mapped)
 
 
 def steps_on_disk(run: Path) -> list[Path]:

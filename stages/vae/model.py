@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from stages.errors import ModelError
 from stages.params import Params
+from stages.pretrained import model_config
 from stages.store import model_params
 from stages.training.checkpoint import load_weights
 
@@ -82,10 +83,11 @@ def _last(image: Tensor) -> Tensor:
 def load_vae(folder: Path) -> Vae:
     """The VAE of a `vae` or `ldm` model folder, in eval mode. Raises ModelError when it is not whole."""
     params = model_params(folder)
+    config = model_config(folder / FOLDER / "config.json", REMEDY, "AutoencoderKL")
     try:
         with torch.device("meta"):  # see load_weights
-            network = AutoencoderKL.from_config(AutoencoderKL.load_config(str(folder / FOLDER), local_files_only=True))
-    except (OSError, ValueError) as error:
+            network = AutoencoderKL.from_config(config)
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{folder / FOLDER} has no usable config.json.", REMEDY) from error
     read_weights(network, folder)
     return Vae(network, params).eval()

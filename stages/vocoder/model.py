@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
@@ -12,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 from stages.audio.mel import clip_mel
 from stages.errors import ModelError
 from stages.params import Params
+from stages.pretrained import model_config
 from stages.store import model_params
 from stages.training.checkpoint import load_weights
 from stages.vocoder.vocos import InverseStft, Vocos, VocosConfig
@@ -101,11 +103,11 @@ def load_vocoder(folder: Path) -> Vocoder:
     kind, config_class = (
         (Vocos, VocosConfig) if params.vocoder.architecture == "vocos" else (SpeechT5HifiGan, SpeechT5HifiGanConfig)
     )
+    config = model_config(folder / FOLDER / "config.json", REMEDY)
     try:
-        config = config_class.from_json_file(folder / FOLDER / "config.json")
-    except (OSError, ValueError) as error:
+        with torch.device("meta"):  # see load_weights
+            network = kind(config_class(**config))
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, StrictDataclassError) as error:
         raise ModelError(f"{folder / FOLDER} has no usable config.json.", REMEDY) from error
-    with torch.device("meta"):  # see load_weights
-        network = kind(config)
     load_weights(network, folder / FOLDER / WEIGHTS, REMEDY)
     return Vocoder(network, params).eval()

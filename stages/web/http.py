@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,9 +22,11 @@ from stages.web.refused import Refused
 
 HERE = Path(__file__).parent
 BODY_LIMIT = 64 * 1024  # bytes; no form of ours is longer
+BODY_SECONDS = 10.0  # for one to arrive
 TOO_SLOW, TOO_LONG = 408, 413
 DRAIN_SECONDS = 0.5
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::\d{1,5})?", re.IGNORECASE)
 SECURITY = {
     "content-security-policy": "default-src 'self'; img-src 'self' data:; media-src 'self' blob:; object-src 'none'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -37,9 +40,10 @@ LOGGER = logging.getLogger("musicldm.web")
 
 
 class Guard:
-    """ASGI middleware: refuses foreign host names and long bodies before they are read, adds security headers.
+    """ASGI middleware: refuses foreign host names, and long bodies before they are read; gives up slow ones; adds
+    security headers.
 
-    `limits` gives bytes by path where they differ from BODY_LIMIT.
+    `limits` gives bytes by path where they differ from BODY_LIMIT; these paths watch their time themselves.
     """
 
     def __init__(self, app: ASGIApp, host: str, limits: Mapping[str, int]) -> None:
@@ -52,10 +56,17 @@ class Guard:
             return
         headers, limit = Headers(scope=scope), self.limits.get(scope["path"], BODY_LIMIT)
         seen, started = 0, False
+        end: float | None = None if scope["path"] in self.limits else asyncio.get_running_loop().time() + BODY_SECONDS
 
         async def limited() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, end
+            try:
+                async with asyncio.timeout_at(end):
+                    message = await receive()
+            except TimeoutError:
+                raise Refused(TOO_SLOW, "The request took too long to arrive and was given up.") from None
+            if not message.get("more_body"):
+                end = None  # what is waited for now is that the client goes away
             seen += len(message.get("body", b""))
             if seen > limit:
                 await _drain(receive)
@@ -82,8 +93,9 @@ class Guard:
                 await refuse(request, refused)(scope, limited, secured)
 
     def _check(self, headers: Headers, limit: int) -> None:
-        name = headers.get("host", "").rsplit(":", 1)[0].strip("[]") if "host" in headers else ""
-        if self.hosts is not None and name not in self.hosts:
+        given = headers.getlist("host")
+        match = HOST.fullmatch(given[0]) if len(given) == 1 else None
+        if match is None or (self.hosts is not None and (match[1] or match[2]).lower() not in self.hosts):
             raise Refused(421, "This server answers to this machine's own name only.")
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit():
@@ -141,6 +153,25 @@ async def json_body(request: Request) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise Refused(400, "The request is not a JSON object.")
     return found
+
+
+def text_field(given: dict[str, Any], key: str) -> str:
+    """A text of a JSON object. Raises Refused (400) for another type, and for half of a UTF-16 pair."""
+    value = given.get(key)
+    if not isinstance(value, str) or (not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value)):
+        raise Refused(400, f"“{key}” must be text.")
+    return value
+
+
+def number_field(given: dict[str, Any], key: str, low: float, high: float, whole: bool = False) -> float:
+    """A number of a JSON object. Raises Refused: 400 for another type, 422 for one not from `low` to `high`."""
+    value = given.get(key)
+    wanted = f"“{key}” must be a {'whole ' if whole else ''}number from {low:g} to {high:g}."
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Refused(400, wanted)
+    if not low <= value <= high or (whole and value != int(value)):
+        raise Refused(422, wanted)
+    return float(value)
 
 
 async def _on_refused(request: Request, error: Exception) -> Response:

@@ -30,10 +30,6 @@ def serve(app: Any, host: str, port: int, log: Path, ready: Callable[[str], None
     """
     import uvicorn
 
-    config = uvicorn.Config(
-        app, host=host, port=port, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30,
-        timeout_graceful_shutdown=3,
-    )  # fmt: skip
     try:
         bound = _bind(host, port)
     except OSError as error:
@@ -45,11 +41,28 @@ def serve(app: Any, host: str, port: int, log: Path, ready: Callable[[str], None
     try:
         ready(f"http://{shown}:{bound.getsockname()[1]}/")
         with suppress(KeyboardInterrupt):  # Ctrl-C is how a server ends, and uvicorn raises it again
-            uvicorn.Server(config).run(sockets=[bound])
+            uvicorn.Server(server_config(app)).run(sockets=[bound])
     finally:
         LOGGER.removeHandler(handler)
         handler.close()
         bound.close()
+
+
+def server_config(app: Any) -> Any:
+    """uvicorn's settings for `app`: it gives up whom it waits for in vain."""
+    import uvicorn
+
+    from stages.web.protocol import ImpatientProtocol
+
+    return uvicorn.Config(
+        app,
+        http=ImpatientProtocol,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=3,
+    )
 
 
 def _bind(host: str, port: int) -> Any:

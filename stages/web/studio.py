@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from stages.generate.settings import SAMPLERS
 from stages.params import Generate
 from stages.web.decode import PATIENCE_SECONDS, decode
-from stages.web.http import TEMPLATES, TOO_SLOW, json_body, new_app
+from stages.web.http import TEMPLATES, TOO_SLOW, json_body, new_app, text_field
 from stages.web.refused import Refused
 from stages.web.studio_queue import MOST_CANDIDATES, MOST_STEPS, Job, StudioQueue, Upload
 
@@ -79,7 +79,7 @@ def studio_app(jobs: StudioQueue, defaults: Generate, seconds: float, host: str 
         chosen = None
         if given.get("upload") is not None:
             key, chosen = uploads.get(owner, ("", None))
-            if key != given["upload"]:
+            if key != text_field(given, "upload"):
                 raise Refused(404, "The dropped file is no longer here. Please drop it again.")
         return JSONResponse({"ok": True} | _shown(jobs, jobs.submit(owner, given, chosen)), 202)
 

@@ -29,6 +29,7 @@ from stages.generate.prompts import Defaults, Prompt, typed_prompt
 from stages.generate.settings import SAMPLERS, WHOLE, Settings
 from stages.progress import Progress
 from stages.store import model_card, model_digest, write_json
+from stages.web.http import number_field, text_field
 from stages.web.neighbours import Neighbours
 from stages.web.refused import Refused
 
@@ -249,34 +250,24 @@ def _read_near(folder: Path, clip: str) -> list[dict[str, Any]] | None:
 def _job(
     owner: str, given: dict[str, Any], upload: Upload | None, models: dict[str, Path], interval: tuple[float, float]
 ) -> Job:
-    model = given.get("model")
+    model, sampler = text_field(given, "model"), text_field(given, "sampler")
     if model not in models:
         raise Refused(422, "There is no such model here.")
-    if given.get("sampler") not in SAMPLERS:
+    if sampler not in SAMPLERS:
         raise Refused(422, f"The sampler must be one of {', '.join(SAMPLERS)}.")
-    text, negative = given.get("prompt"), given.get("negative") or None
-    if not isinstance(text, str) or not isinstance(negative, str | None):
-        raise Refused(422, "Prompts are text.")
+    text = text_field(given, "prompt")
+    negative = None if given.get("negative") is None else text_field(given, "negative") or None
     if max(len(text), len(negative or "")) > LONGEST_PROMPT:
         raise Refused(422, f"A prompt has at most {LONGEST_PROMPT} characters.")
-    seconds, guidance = _number(given, "seconds", 0.1, 600), _number(given, "guidance", 0, 100)
-    seed = int(_number(given, "seed", 0, 2**32 - 1, whole=True))
-    steps = int(_number(given, "steps", 1, MOST_STEPS, whole=True))
-    candidates = int(_number(given, "candidates", 1, MOST_CANDIDATES, whole=True))
+    seconds, guidance = number_field(given, "seconds", 0.1, 600), number_field(given, "guidance", 0, 100)
+    seed = int(number_field(given, "seed", 0, 2**32 - 1, whole=True))
+    steps = int(number_field(given, "steps", 1, MOST_STEPS, whole=True))
+    candidates = int(number_field(given, "candidates", 1, MOST_CANDIDATES, whole=True))
     try:
         prompt = typed_prompt(text, Defaults(seed, negative, guidance, seconds))
     except (UsageError, DataError) as error:
         raise Refused(422, error.message) from None
     job_id = secrets.token_hex(8)
-    strength = _number(given, "strength", 0, 1) if upload is not None else 1.0
-    settings = Settings(given["sampler"], steps, 0.0, candidates, interval)
+    strength = number_field(given, "strength", 0, 1) if upload is not None else 1.0
+    settings = Settings(sampler, steps, 0.0, candidates, interval)
     return Job(job_id, owner, model, replace(prompt, id=job_id), settings, upload, strength)
-
-
-def _number(given: dict[str, Any], key: str, low: float, high: float, whole: bool = False) -> float:
-    value = given.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or (
-        whole and value != int(value)
-    ):  # fmt: skip
-        raise Refused(422, f"“{key}” must be a {'whole ' if whole else ''}number from {low:g} to {high:g}.")
-    return float(value)

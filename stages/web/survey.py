@@ -19,7 +19,7 @@ from stages.errors import UsageError
 from stages.evaluate.listening import HIGHEST, LOWEST
 from stages.progress import Progress, silent
 from stages.store import atomic_folder, disk_errors
-from stages.web.http import TEMPLATES, json_body, new_app
+from stages.web.http import TEMPLATES, json_body, new_app, number_field, text_field
 from stages.web.refused import Refused
 from stages.web.survey_clips import find_sources, prepare
 from stages.web.survey_store import CLIPS, Design, SurveyStore
@@ -183,10 +183,8 @@ def survey_app(store: SurveyStore, host: str = "127.0.0.1") -> FastAPI:
     @app.post("/rate/{place}/{position}")
     async def rate(request: Request, place: Number, position: Number) -> Response:
         participant, given = who(request), await json_body(request)
-        scale, value = given.get("scale"), given.get("value")
-        if not isinstance(scale, str) or not isinstance(value, int) or isinstance(value, bool):
-            raise Refused(422, f"A rating is a whole number from {LOWEST} to {HIGHEST}.")
-        store.rate(participant, place, position, scale, value)
+        value = int(number_field(given, "value", LOWEST, HIGHEST, whole=True))
+        store.rate(participant, place, position, text_field(given, "scale"), value)
         await commits.done()
         return JSONResponse({"ok": True})
 

@@ -8,8 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from stages.beats.model import KIND as BEATS
 from stages.errors import ModelError
-from stages.params import Params
-from stages.store import model_card, model_digest
+from stages.store import model_card, model_digest, model_params
 
 HIDDEN = ("files", "params", "schema")
 UNKNOWN, OWN = "not known: ask its authors", "none stated: that of the training data and yours"
@@ -25,7 +24,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "digest": model_digest(folder),
         "training_data": card.get("training_data") or _training_data(card),
         "licence": card.get("licence") or (UNKNOWN if "imported_from" in card else OWN),
-        **({} if card["kind"] == BEATS else _sound(card)),
+        **({} if card["kind"] == BEATS else _sound(folder)),
         "networks": networks(folder, card),
         "megabytes": round(sum(file["bytes"] for file in card["files"].values()) / 1e6, 2),
     }
@@ -36,8 +35,8 @@ def _few_steps(few: dict[str, Any]) -> dict[str, Any]:
     return {key: few["params"][key] for key in told if key in few["params"]} | {"trained": few.get("steps")}
 
 
-def _sound(card: dict[str, Any]) -> dict[str, Any]:
-    params = Params.model_validate(card["params"])
+def _sound(folder: Path) -> dict[str, Any]:
+    params = model_params(folder)
     clip = f"{params.audio.clip_seconds:g} s at {params.audio.sample_rate} Hz"
     return {"clip": clip, "latent_shape": list(params.latent_shape)}
 

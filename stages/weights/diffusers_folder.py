@@ -2,12 +2,15 @@
 
 import math
 import shutil
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from huggingface_hub import ModelCardData
+from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.repocard import metadata_load
 from transformers import ClapConfig, ClapModel, SpeechT5HifiGanConfig
 from yaml import YAMLError
@@ -15,19 +18,20 @@ from yaml import YAMLError
 from stages import params as parameters
 from stages.clap.model import TEXT_ENCODER, TOKENIZER, Clap
 from stages.clap.model import build as build_clap
-from stages.errors import ModelError
+from stages.errors import ModelError, ParamsError
+from stages.ldm.folder import COMPONENTS
 from stages.ldm.lora import FEW_STEPS
-from stages.ldm.model import UNET, LatentDiffusion, build_unet
+from stages.ldm.model import UNET, LatentDiffusion, build_unet, read_null
 from stages.params import Params
-from stages.store import CARD, model_card, read_json
+from stages.pretrained import model_config, read_weights
+from stages.store import CARD, model_card, model_params
 from stages.vae.model import build as build_vae
 from stages.vocoder.model import build_hifigan
 from stages.weights.export import require_hifigan
-from stages.weights.files import read_tensors
 from stages.weights.folders import Parts, load_tokenizer, save_pipeline_of, set_epsilon
 from stages.weights.ledger import Ledger
 
-INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
+INDEX = "model_index.json"
 # Keys of configs that do not change what is computed here, and of transformers' long ones those that do.
 UNET_FREE = {"sample_size", "attention_head_dim"}  # the heads are in params, an integer there stands for all blocks
 VAE_FREE = {"sample_size", "scaling_factor", "force_upcast"}
@@ -63,31 +67,72 @@ audio = pipe(prompt_embeds=prompt, negative_prompt_embeds=null, audio_length_in_
 """
 
 
-def import_diffusers(source: Path, out: Path, about: dict[str, Any]) -> Params:
+def import_diffusers(
+    source: Path, out: Path, about: dict[str, Any], remark: Callable[[str], object] = lambda _: None
+) -> Params:
     """Read a MusicLDMPipeline folder strictly and write it as a sealed `ldm` folder; returns its parameters.
 
     Its scheduler's config is kept as it is, and the null condition is the empty prompt's embedding, as in diffusers,
-    unless the folder is an export of ours. Raises ModelError.
+    unless the folder is an export of ours. `remark` gets a sentence for each network that there are only weights of
+    half precision of. Raises ModelError.
     """
-    index = read_config(source / INDEX)
-    if index.get("_class_name") != "MusicLDMPipeline":
-        raise ModelError(
-            f"{source} holds a {index.get('_class_name')}, not a MusicLDMPipeline.",
-            "AudioLDM's has no CLAP audio tower; import its public .ckpt: musicldm model import pipeline",
-        )
-    params = params_of(source)
+    _check_index(source)
+    configs = _configs(source)
+    params = params_of(configs, source)
     ldm, vae, vocoder = LatentDiffusion(params, build_unet(params)), build_vae(params), build_hifigan(params)
-    model = _build_clap(params, source)
+    model = _build_clap(params, configs[TEXT_ENCODER])
     for name, network in ((UNET, ldm.unet), ("vae", vae), ("vocoder", vocoder), (TEXT_ENCODER, model)):
-        _fill(network, source / name)
-    vae.register_to_config(scaling_factor=float(read_config(source / "vae/config.json")["scaling_factor"]))
+        variant = _fill(network, source / name)
+        if variant is not None:
+            remark(f"{source / name} has weights of the variant {variant} only; they were taken.")
+    vae.register_to_config(scaling_factor=_scaling_factor(configs["vae"], source))
     clap = Clap(params, model.eval(), load_tokenizer(str(source / TOKENIZER), params))
     null = source / "null_condition.safetensors"
     with torch.no_grad():
-        ldm.null.copy_(read_tensors(null)["null"] if null.exists() else clap.embed_text([""])[0])
-    scheduler = read_config(source / SCHEDULER)
-    save_pipeline_of(Parts(ldm, clap, vae.eval(), vocoder.eval(), scheduler), out, about)
+        ldm.null.copy_(read_null(null, ldm.null, REMEDY) if null.exists() else clap.embed_text([""])[0])
+    save_pipeline_of(Parts(ldm, clap, vae.eval(), vocoder.eval(), configs["scheduler"]), out, about)
     return params
+
+
+def _check_index(source: Path) -> None:
+    """Raises ModelError for another pipeline than MusicLDM's, and for parts of other classes than its own."""
+    index = model_config(source / INDEX, REMEDY)
+    if index.get("_class_name") != "MusicLDMPipeline":
+        raise ModelError(
+            f"{source} holds a {index.get('_class_name')!s:.100}, not a MusicLDMPipeline.",
+            "AudioLDM's has no CLAP audio tower; import its public .ckpt: musicldm model import pipeline",
+        )
+    for name, (library, _) in COMPONENTS.items():
+        found = index.get(name, [library])
+        if found is not None and (not isinstance(found, list) or found[:1] != [library]):
+            raise ModelError(
+                f"{source / INDEX} asks for code that is not {library}'s: {name} is {found!r:.100}; "
+                "such code is not run here.",
+                REMEDY,
+            )
+
+
+def _configs(source: Path) -> dict[str, dict[str, Any]]:
+    """The configs that decide what the networks compute, by folder. Raises ModelError."""
+    files = {
+        UNET: "config",
+        "vae": "config",
+        "vocoder": "config",
+        TEXT_ENCODER: "config",
+        "feature_extractor": "preprocessor_config",
+        "scheduler": "scheduler_config",
+    }
+    classes = {UNET: "UNet2DConditionModel", "vae": "AutoencoderKL"}
+    return {
+        name: model_config(source / name / f"{file}.json", REMEDY, classes.get(name)) for name, file in files.items()
+    }
+
+
+def _scaling_factor(vae: dict[str, Any], source: Path) -> float:
+    found = vae.get("scaling_factor")
+    if not isinstance(found, int | float):
+        raise ModelError(f"{source / 'vae/config.json'} has a scaling_factor of {found!r:.50}, not a number.", REMEDY)
+    return float(found)
 
 
 def export_diffusers(model: Path, out: Path) -> None:
@@ -100,9 +145,9 @@ def export_diffusers(model: Path, out: Path) -> None:
     shutil.copytree(model, out, ignore=shutil.ignore_patterns(CARD, FEW_STEPS))  # diffusers does not know the second
     head = ModelCardData(library_name="diffusers", pipeline_tag="text-to-audio", license=card.get("licence"))
     text = README.format(
-        head=head.to_yaml(), version=card["musicldm"], preset=card["preset"], digest=card["params_digest"],
+        head=head.to_yaml(), version=card.get("musicldm"), preset=card.get("preset"), digest=card.get("params_digest"),
         data=card.get("training_data") or f"digest {card.get('data_digest')}",
-        seconds=card["params"]["audio"]["clip_seconds"],
+        seconds=model_params(model).audio.clip_seconds,
     )  # fmt: skip
     (out / "README.md").write_text(text, encoding="utf-8")
 
@@ -123,15 +168,9 @@ def licence_of(source: Path) -> str | None:
     return ", ".join(map(str, stated)) if isinstance(stated, list) else stated and str(stated)
 
 
-def params_of(source: Path) -> Params:
-    """Our parameters for the sizes that a pipeline folder's configs name. Raises ModelError and ParamsError."""
-    unet, vae, vocoder, clap, mel, schedule = (
-        read_config(source / name)
-        for name in (
-            f"{UNET}/config.json", "vae/config.json", "vocoder/config.json", f"{TEXT_ENCODER}/config.json",
-            "feature_extractor/preprocessor_config.json", SCHEDULER,
-        )
-    )  # fmt: skip
+def params_of(configs: dict[str, dict[str, Any]], source: Path) -> Params:
+    """Our parameters for the sizes that a pipeline folder's configs name. Raises ModelError."""
+    unet, vae, vocoder, clap, mel, schedule = configs.values()
     try:
         rate, hop = vocoder["sampling_rate"], math.prod(vocoder["upsample_rates"])
         frames = unet["sample_size"] if isinstance(unet["sample_size"], int) else unet["sample_size"][0]
@@ -159,19 +198,13 @@ def params_of(source: Path) -> Params:
                 "beta_start": schedule["beta_start"], "beta_end": schedule["beta_end"],
             },
         }  # fmt: skip
-    except (KeyError, TypeError, IndexError) as error:
-        raise ModelError(f"A config in {source} lacks {error}.", REMEDY) from error
-    params = parameters.resolve(raw, origin=str(source))
-    _same_configs(params, source)
+        params = parameters.resolve(raw, origin=str(source))
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ModelError(f"A config in {source} lacks or mistypes a value: {error}.", REMEDY) from error
+    except ParamsError as error:
+        raise ModelError(error.message, error.remedy) from error
+    _same_configs(params, configs, source)
     return params
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    try:
-        found = read_json(path, REMEDY)
-    except Exception as error:
-        raise ModelError(str(error), REMEDY) from error
-    return dict(found)
 
 
 def _clap(config: dict[str, Any], mel: dict[str, Any]) -> dict[str, Any]:
@@ -205,28 +238,33 @@ def _ldm(unet: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fill(network: torch.nn.Module, folder: Path) -> None:
-    """Every tensor of the folder's one .safetensors file, and of no other format."""
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) != 1:
-        raise ModelError(f"{folder} has {len(files)} .safetensors files, not one.", REMEDY)
-    ledger = Ledger(read_tensors(files[0]), str(files[0]))
+def _fill(network: torch.nn.Module, folder: Path) -> str | None:
+    """Every tensor of the folder's .safetensors, and of no other format; returns the variant, if there is no plain
+    one."""
+    tensors, variant = read_weights(folder, REMEDY)
+    ledger = Ledger(tensors, str(folder))
     ledger.fill(network)
     ledger.close(of_no_use="")
+    return variant
 
 
-def _same_configs(params: Params, source: Path) -> None:
+def _same_configs(params: Params, configs: dict[str, dict[str, Any]], source: Path) -> None:
     """Compare what the folder's configs say with the networks that `params` build, key by key. Raises ModelError."""
     with torch.device("meta"):
         unet, vae, vocoder = (make(params) for make in (build_unet, build_vae, build_hifigan))
-        clap = _build_clap(params, source)
-        their_unet = UNet2DConditionModel.from_config(read_config(source / UNET / "config.json"))
-        their_vae = AutoencoderKL.from_config(read_config(source / "vae/config.json"))
-    their_clap = ClapConfig(**read_config(source / TEXT_ENCODER / "config.json"))
-    their_vocoder = SpeechT5HifiGanConfig(**read_config(source / "vocoder/config.json"))
+        clap = _build_clap(params, configs[TEXT_ENCODER])
+    their_unet, their_vae = (
+        {name: each.default for name, each in signature(kind.__init__).parameters.items()} | configs[folder]
+        for kind, folder in ((UNet2DConditionModel, UNET), (AutoencoderKL, "vae"))
+    )
+    try:
+        their_clap = ClapConfig(**configs[TEXT_ENCODER])
+        their_vocoder = SpeechT5HifiGanConfig(**configs["vocoder"])
+    except (TypeError, ValueError, AttributeError, StrictDataclassError) as error:
+        raise ModelError(f"A config in {source} mistypes a value: {' '.join(str(error).split())}.", REMEDY) from error
     pairs = (
-        (UNET, unet.config, their_unet.config, unet.config.keys() - UNET_FREE),
-        ("vae", vae.config, their_vae.config, vae.config.keys() - VAE_FREE),
+        (UNET, unet.config, their_unet, unet.config.keys() - UNET_FREE),
+        ("vae", vae.config, their_vae, vae.config.keys() - VAE_FREE),
         ("vocoder", vars(vocoder.config), vars(their_vocoder), VOCODER_KEYS),
         (f"{TEXT_ENCODER} audio", vars(clap.config.audio_config), vars(their_clap.audio_config), AUDIO_KEYS),
         (f"{TEXT_ENCODER} text", vars(clap.config.text_config), vars(their_clap.text_config), TEXT_KEYS),
@@ -246,9 +284,9 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _build_clap(params: Params, source: Path) -> ClapModel:
+def _build_clap(params: Params, config: dict[str, Any]) -> ClapModel:
     """CLAP with the folder's padding token and layer norm epsilon, in which LAION's and transformers' differ."""
-    text = read_config(source / TEXT_ENCODER / "config.json")["text_config"]
+    text = config["text_config"]
     model = build_clap(params, int(text.get("pad_token_id", 1)))
     set_epsilon(model, float(text.get("layer_norm_eps", 1e-12)))
     return model

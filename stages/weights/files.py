@@ -1,47 +1,14 @@
 """Public checkpoint files as one table of tensors under the names of MusicLDM's main checkpoint; never unpickled."""
 
-import pickle
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from stages.errors import ModelError
+from stages.tensors import USUAL, Tensors, read_tensors
 from stages.weights.names import CLAP, UNET, VAE, VOCODER
-from stages.weights.tensors import Tensors
 
-USUAL = "Give a file as its authors published it, or a .safetensors of its tensors."
-# Plain numbers that CLAP's and Lightning's files keep beside their tensors: losses, dates, learning rates.
-_NUMBERS: list[Any] = [np.dtype, *{type(np.dtype(code)) for code in ("f4", "f8", "i4", "i8", "b1")}]
-_SCALAR = np._core.multiarray.scalar  # type: ignore[attr-defined]
 # What tells a file's content, the prefix it has in the main checkpoint, and how people call it.
 _KINDS = (("encoder.conv_in.", VAE, "VAE"), ("audio_branch.", CLAP, "CLAP"), ("conv_pre.", VOCODER, "HiFi-GAN"))
-
-
-def read_tensors(path: Path) -> Tensors:
-    """The tensors of a .safetensors or torch file, its `state_dict` or `generator` where it has one.
-
-    Raises ModelError for a file that is none, and for one that would have to be unpickled (only tensors and plain
-    numbers are read, by torch's `weights_only`).
-    """
-    if path.suffix == ".safetensors":
-        return _safetensors(path)
-    try:
-        with torch.serialization.safe_globals([*_NUMBERS, _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar")]):
-            found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except FileNotFoundError:
-        raise ModelError(f"There is no {path}.", USUAL) from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise ModelError(f"{path} is no checkpoint of tensors: {_first_line(error)}", USUAL) from error
-    for key in ("state_dict", "generator"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ModelError(f"{path} does not hold a table of tensors.", USUAL)
-    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
 
 
 def read_public(files: Iterable[Path]) -> tuple[Tensors, list[str]]:
@@ -77,24 +44,3 @@ def _prefixed(tensors: Tensors, path: Path) -> Tensors:
             return {prefix + name: tensor for name, tensor in tensors.items()}
     kinds = ", ".join(kind for _, _, kind in _KINDS)
     raise ModelError(f"{path} is none of the public layouts: neither MusicLDM or AudioLDM, nor {kinds}.", USUAL)
-
-
-def _safetensors(path: Path) -> Tensors:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} is no checkpoint of tensors: {_first_line(error)}", USUAL) from error
-
-
-def _is_zip(path: Path) -> bool:
-    """Whether torch can map the file; its oldest format it reads whole."""
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -1,20 +1,20 @@
 """Networks that were read from elsewhere, written as sealed model folders."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL
 from torch import nn
-from transformers import AutoTokenizer, ClapModel
+from transformers import ClapModel
 
+from stages import pretrained
 from stages.clap.model import TEXT_ENCODER, TOKENIZER, Clap
 from stages.errors import ModelError
 from stages.ldm.folder import save_pipeline
 from stages.ldm.model import LatentDiffusion
 from stages.params import Params
-from stages.store import model_folder
+from stages.store import model_folder, scratch_folder
 from stages.training.card import about
 from stages.vae.model import FOLDER as VAE_FOLDER
 from stages.vocoder.model import FOLDER as VOCODER_FOLDER
@@ -35,9 +35,7 @@ class Parts:
 def save_pipeline_of(parts: Parts, out: Path, card: dict[str, Any]) -> None:
     """Write a whole `ldm` folder."""
     params = parts.ldm.params
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".tmp-{out.name}-", dir=out.parent) as temporary:
-        folder = Path(temporary)
+    with scratch_folder(out) as folder:
         save_clap(parts.clap, folder / "clap", card)
         save_vae(parts.vae, params, folder / "vae", card)
         save_vocoder(parts.vocoder, params, folder / "vocoder", card)
@@ -64,13 +62,8 @@ def save_vocoder(vocoder: Network, params: Params, out: Path, card: dict[str, An
 
 def load_tokenizer(source: str, params: Params) -> Any:
     """A tokenizer from a folder or hub id, for clap.text.max_tokens. Raises ModelError."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"The tokenizer {source} cannot be had: {str(error).splitlines()[0]}",
-            "Give a folder with vocab.json and merges.txt of RoBERTa: --tokenizer DIR",
-        ) from error
+    remedy = "Give a folder with vocab.json and merges.txt of RoBERTa: --tokenizer DIR"
+    tokenizer = pretrained.load_tokenizer(pretrained.fetch(source, pretrained.TOKENIZER_FILES, remedy), remedy)
     if len(tokenizer) > params.clap.text.vocab_size:
         raise ModelError(
             f"The tokenizer {source} has {len(tokenizer)} tokens, clap.text.vocab_size is "

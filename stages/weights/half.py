@@ -8,6 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stages.store import card_facts, model_card, model_digest, model_folder
+from stages.tensors import read_tensors
 
 
 def export_half(model: Path, out: Path, stated: dict[str, str] | None = None) -> None:
@@ -28,8 +29,8 @@ def export_half(model: Path, out: Path, stated: dict[str, str] | None = None) ->
 
 
 def _halve(source: Path, target: Path) -> None:
+    tensors = read_tensors(source)
     with safe_open(source, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         about = file.metadata()
     halves = {name: t.half() if t.dtype == torch.float32 else t for name, t in tensors.items()}
     save_file(halves, target, metadata=about)

@@ -36,24 +36,17 @@ def import_from_hub(name: str, out: Path) -> str:
     licence = licence_of(snapshot)
     about = {"imported_from": [{"hub": name, "revision": snapshot.name}], "licence": licence,
              "training_data": f"see https://huggingface.co/{name}"}  # fmt: skip
-    import_diffusers(snapshot, out, about)
+    remarks: list[str] = []
+    import_diffusers(snapshot, out, about, remarks.append)
     stated = f"has the licence {licence}" if licence else "states no licence"
-    return f"{name} {stated}; see https://huggingface.co/{name}. It is kept in {out}."
+    return " ".join([f"{name} {stated}; see https://huggingface.co/{name}. It is kept in {out}.", *remarks])
 
 
 def fetch(name: str) -> Path:
     """The repository's configs and .safetensors files in the hub's own cache. Raises ModelError."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from stages import pretrained
 
-    try:
-        return Path(snapshot_download(name, allow_patterns=WANTED))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
-        raise ModelError(
-            f"{name} is no folder here and cannot be had from the hub: {reason}.",
-            "Check the name and the connection, or name a folder instead.",
-        ) from error
+    return pretrained.fetch(name, WANTED, "Check the name and the connection, or name a folder instead.")
 
 
 def _folder(folder: Path) -> Path:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.errors import ModelError
-from stages.weights.tensors import Tensors
+from stages.tensors import Tensors, misfit, shape_of
 
 LISTED = 20  # problems that an error spells out
 REMEDY = "Give the files as their authors published them, and the sizes they have: --like, or -S section.key=value."
@@ -41,10 +41,9 @@ class Ledger:
             if name in own or (computed and theirs not in self.left):
                 continue
             found = self.left.pop(theirs, None)
-            if found is None:
-                self.problems.append(f"{theirs} is missing, it should be {_shape(mine)}")
-            elif found.shape != mine.shape:
-                self.problems.append(f"{theirs} is {_shape(found)}, it should be {_shape(mine)}")
+            problem = misfit(theirs, found, mine)
+            if problem is not None or found is None:
+                self.problems.append(str(problem))
             elif computed and not torch.equal(found, mine):
                 self.problems.append(f"{theirs} has other values than this network computes")
             else:
@@ -62,7 +61,7 @@ class Ledger:
         if found is None:
             return
         if found.shape != wanted.shape:
-            self.problems.append(f"{name} is {_shape(found)}, {key} asks for {_shape(wanted)}")
+            self.problems.append(f"{name} is {shape_of(found)}, {key} asks for {shape_of(wanted)}")
         elif not torch.allclose(found.float(), wanted.float(), rtol=1e-4, atol=1e-6):
             self.problems.append(f"{name} has other values than {key} gives")
 
@@ -70,7 +69,7 @@ class Ledger:
         """The names left over that match the pattern `of_no_use`. Raises ModelError for any other, and for
         everything that was found wrong."""
         unused = [name for name in self.left if re.fullmatch(of_no_use, name)]
-        self.problems += [f"{name} {_shape(t)} has no place" for name, t in self.left.items() if name not in unused]
+        self.problems += [f"{name} {shape_of(t)} has no place" for name, t in self.left.items() if name not in unused]
         if self.problems:
             self._refuse()
         return unused
@@ -80,7 +79,3 @@ class Ledger:
         more = len(self.problems) - LISTED
         rest = f"\n  and {more} more" if more > 0 else ""
         raise ModelError(f"{self.source} does not fit ({len(self.problems)} tensors):\n{shown}{rest}", REMEDY)
-
-
-def _shape(tensor: Tensor) -> str:
-    return "a scalar" if not tensor.ndim else " x ".join(str(size) for size in tensor.shape)

@@ -6,7 +6,7 @@ small/README.md is its card, small/attribution.csv the music it learned from, sm
 from pathlib import Path
 
 from stages.layout import Layout
-from stages.store import CARD
+from stages.store import CARD, restore
 
 NAME = "shipped"  # what `--model` calls it
 ROOM = Path(__file__).parent / "small"
@@ -15,4 +15,4 @@ SHIPPED = ROOM / "pipeline"
 
 def default_pipeline(layout: Layout) -> Path:
     """The pipeline that was trained in this work folder, else the shipped one."""
-    return layout.ldm if (layout.ldm / CARD).exists() else SHIPPED
+    return layout.ldm if restore(layout.ldm) and (layout.ldm / CARD).exists() else SHIPPED

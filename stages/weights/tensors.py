@@ -6,12 +6,11 @@ A table of tensors is {name: tensor}; every function returns a new one.
 import re
 
 import torch
-from torch import Tensor
 
 from stages.errors import ModelError
+from stages.tensors import Tensors
 from stages.weights.names import EMA, UNET
 
-Tensors = dict[str, Tensor]
 QKV = re.compile(r"(.+\.attn\.qkv)\.(weight|bias)")
 QKV_PART = re.compile(r"(.+\.attn\.qkv)\[(\d)\]\.(weight|bias)")
 VAE_ATTENTION = re.compile(r".+\.mid\.attn_1\.(q|k|v|proj_out)\.weight")
@@ -51,7 +50,7 @@ def fold_weight_norm(tensors: Tensors) -> Tensors:
         for name in [name for name in found if name.endswith(f".{magnitude}")]:
             layer = name.removesuffix(magnitude)
             g, v = found.pop(name), found.pop(layer + direction, None)
-            if v is None or v.ndim != g.ndim or len(v) != len(g):
+            if v is None or g.shape != (len(v), *[1] * (v.ndim - 1)):
                 raise ModelError(f"The weight norm of {layer}weight is not whole: {name} has no fitting {direction}.")
             found[f"{layer}weight"] = g * v / v.flatten(1).norm(dim=1).view(-1, *[1] * (v.ndim - 1))
     return found

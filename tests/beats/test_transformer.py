@@ -112,13 +112,13 @@ def test_a_published_checkpoint_is_imported_strictly(tmp_path):
     assert wanted.std() > 0.02  # the input matters, or anything would do
 
     torch.save({"state_dict": {**state, "extra": torch.zeros(1)}}, tmp_path / "extra.pt")
-    with pytest.raises(ModelError, match="extra is unknown"):
+    with pytest.raises(ModelError, match="extra has no place"):
         import_beat_transformer(tmp_path / "extra.pt", tmp_path / "none")
     torch.save({"state_dict": {**state, "out_linear.bias": torch.zeros(1)}}, tmp_path / "shape.pt")
-    with pytest.raises(ModelError, match=r"out_linear.bias has shape \(1,\), not \(2,\)"):
+    with pytest.raises(ModelError, match=r"out_linear\.bias is 1, it should be 2"):
         import_beat_transformer(tmp_path / "shape.pt", tmp_path / "none")
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(ModelError, match="cannot be read as weights"):
+    with pytest.raises(ModelError, match="is no checkpoint of tensors"):
         import_beat_transformer(tmp_path / "text.pt", tmp_path / "none")
     assert not (tmp_path / "none").exists()
 

@@ -14,6 +14,7 @@ import soundfile
 from stages.data.shards import ShardReader, verify, write_shards
 from stages.errors import DataError
 from stages.params import resolve
+from stages.store import sha256
 
 FILES = ["flare_boss_theme", "singularity_awakening", "hyperrogue_hr3_hell", "ufoai_david01", "warzone_rainout"]
 NAMES = [name.replace("_", "-") for name in FILES]
@@ -178,6 +179,49 @@ def test_an_index_of_another_form_is_refused(folder, change, message):
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(DataError, match=message):
         ShardReader(folder)
+
+
+def replace(path, dataset, shape, **how):
+    """Exchange a dataset for another of `shape`, with its index saying that all is as it should be."""
+    with h5py.File(path, "a") as file:
+        del file[dataset]
+        file.create_dataset(dataset, shape, how.pop("dtype", "i2"), **how)
+    index = path.with_name("index.json")
+    said = json.loads(index.read_text())
+    row = next(shard for shard in said["shards"] if shard["file"] == path.name)
+    row |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    index.write_text(json.dumps(said))
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "said"),
+    [
+        ("audio", {"external": [("secret.bin", 0, h5py.h5f.UNLIMITED)]}, "lies in other files"),
+        ("audio", {"chunks": (1000,), "compression": "gzip"}, "has a filter"),
+        ("audio", {"dtype": h5py.string_dtype()}, "is no dataset of int16"),
+        ("audio", {}, "is larger than what is stored"),
+        ("downbeats", {"external": [("secret.bin", 0, h5py.h5f.UNLIMITED)], "dtype": "f8"}, "lies in other files"),
+    ],
+)
+def test_a_shard_that_points_elsewhere_is_refused_by_readers_and_verify(folder, name, how, said):
+    (folder / "secret.bin").write_bytes(bytes(10**7))
+    reader = ShardReader(folder)
+    track, path = reader.tracks[0], folder / "shard-00000.h5"
+    length = track.samples if name == "audio" else track.n_downbeats
+    replace(path, f"{track.id}/{name}", (length,), **how)
+    reader = ShardReader(folder)
+    with pytest.raises(DataError, match=said):
+        reader.audio(0, 0, 10) if name == "audio" else reader.downbeats(0)
+    with pytest.raises(DataError, match=said):
+        verify(folder)
+
+
+def test_a_track_of_another_length_than_the_index_says_is_refused(folder):
+    reader = ShardReader(folder)
+    path = folder / "shard-00000.h5"
+    replace(path, f"{reader.tracks[0].id}/audio", (10,), data=np.zeros(10, "i2"))
+    with pytest.raises(DataError, match=r"audio has 10 elements, the index says \d+"):
+        ShardReader(folder).audio(0, 0, 5)
 
 
 def test_an_edited_row_is_found(folder):

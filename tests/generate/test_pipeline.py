@@ -217,3 +217,39 @@ def test_missing_and_altered_models_are_refused(toy_models, tmp_path):
         Pipeline.load(tmp_path / "ldm")
     with pytest.raises(ModelError, match="not a ldm model"):
         Pipeline.load(toy_models / "vae")
+
+
+def test_two_runs_into_one_folder_keep_each_others_rows(pipeline, tmp_path, monkeypatch):
+    """The second begins before the first has written anything, and ends after it has written its first batch."""
+    settings, made = Settings("ddim", 1, 0.0, 1), []
+    mine, theirs = ([prompt(name) for name in names] for names in ("ab", "cd"))
+
+    def made_beside(*arguments):
+        if not made:
+            made.append("the other run")
+            generate_files(pipeline, theirs, settings, tmp_path)
+        return make_clips(*arguments)
+
+    monkeypatch.setattr("stages.generate.batch.make_clips", made_beside)
+    rows, new = generate_files(pipeline, mine, settings, tmp_path)
+    assert [row["id"] for row in rows] == [row["id"] for row in new] == ["a", "b"]
+    assert [row["id"] for row in read_manifest(tmp_path)] == ["c", "d", "a", "b"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "b.wav", "c.wav", "d.wav", "manifest.jsonl"]
+
+
+APPEND = """
+import sys
+from pathlib import Path
+from stages.generate.manifest import shared_rows
+
+for number in range(40):
+    with shared_rows(Path(sys.argv[1])) as rows:
+        rows[f"{sys.argv[2]}-{number}"] = {"id": f"{sys.argv[2]}-{number}"}
+"""
+
+
+def test_processes_that_write_rows_at_once_lose_none(tmp_path):
+    processes = [subprocess.Popen([sys.executable, "-c", APPEND, tmp_path, name]) for name in "abc"]
+    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    assert {row["id"] for row in read_manifest(tmp_path)} == {f"{name}-{n}" for name in "abc" for n in range(40)}
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.jsonl"]

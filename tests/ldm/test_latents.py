@@ -1,8 +1,10 @@
 """Latents: which windows, what is stored of them, and how they are read back."""
 
+import json
 import pickle
 import shutil
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from stages.clap.model import load_clap
 from stages.data.shards import ShardReader
 from stages.errors import DataError
 from stages.ldm.latents import LatentDataset, LatentReader, choose_windows, prepare, read_clip, sample_posterior
-from stages.store import sha256
+from stages.store import exclusive, sha256
 from stages.vae.model import load_vae
 from tests.ldm.toy import toy_params
 
@@ -100,3 +102,41 @@ def test_latents_of_other_models_are_refused(project):
     reader.check(shards, project.vae, project.clap, project.params)
     with pytest.raises(DataError, match="its vae was"):
         reader.check(shards, project.vocoder, project.clap, project.params)
+
+
+@pytest.mark.parametrize(("name", "said"), [("mean", "lies in other files"), ("start", "is a link to another place")])
+def test_a_part_that_points_elsewhere_is_refused(project, tmp_path, name, said):
+    folder = shutil.copytree(project.latents, tmp_path / "latents")
+    path = folder / "latents-00000.h5"
+    with h5py.File(path, "a") as file:
+        shape, dtype = file[name].shape, file[name].dtype
+        del file[name]
+        if name == "mean":
+            file.create_dataset(name, shape, dtype, external=[("secret.bin", 0, h5py.h5f.UNLIMITED)])
+        else:
+            file[name] = h5py.ExternalLink("secret.h5", "/start")
+    index = json.loads((folder / "index.json").read_text())
+    index["parts"][0]["bytes"] = path.stat().st_size
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=said):
+        LatentReader(folder).posterior(0)
+
+
+def test_an_index_that_names_files_elsewhere_or_lacks_a_key_is_refused(project, tmp_path):
+    folder = shutil.copytree(project.latents, tmp_path / "latents")
+    index = json.loads((folder / "index.json").read_text())
+    part = index["parts"][0]
+    for changed, said in (
+        ({"parts": [part | {"file": "../latents/latents-00000.h5"}]}, "names a file"),
+        ({"parts": [{"file": part["file"]}]}, "lacks or mistypes a value: 'bytes'"),
+        ({"parts": 3}, "lacks or mistypes"),
+        ({"scale": None}, "lacks or mistypes"),
+    ):
+        (folder / "index.json").write_text(json.dumps(index | changed))
+        with pytest.raises(DataError, match=said):
+            LatentReader(folder)
+
+
+def test_two_preparations_at_once_are_refused(project):
+    with exclusive(project.latents), pytest.raises(DataError, match="Another process is at work in"):
+        prepare(project.params, project.shards, project.vae, project.clap, project.latents)

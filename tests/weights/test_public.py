@@ -13,10 +13,10 @@ from stages.errors import ModelError
 from stages.generate.pipeline import Pipeline
 from stages.ldm.model import load_ldm
 from stages.store import model_card, sha256, verify_model
+from stages.tensors import read_tensors
 from stages.vae.model import load_vae
 from stages.vocoder.model import load_vocoder
 from stages.weights.export import export_public
-from stages.weights.files import read_tensors
 from stages.weights.public import (
     hifigan_sizes,
     import_clap,
