@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.audio.suffixes import WRITABLE
 from stages.errors import DataError, UsageError
 from stages.generate.prompts import Prompt
 from stages.generate.settings import WHOLE, Settings
 from stages.store import disk_errors, read_jsonl
 
 MANIFEST = "manifest.jsonl"
-FORMATS = ("wav", "flac", "ogg")
+FORMATS = tuple(suffix.removeprefix(".") for suffix in WRITABLE)
 OUTCOME = frozenset({"clap_score", "candidate", "gain", "seconds_taken", "nearest", "nearest_start_seconds",
                      "similarity", "too_close"})  # fmt: skip
 
