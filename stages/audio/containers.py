@@ -181,17 +181,18 @@ def _ogg_parts(path: Path, handle: int, size: int) -> list[Part]:
 def _ogg_pages(handle: int, size: int) -> Iterator[tuple[int, int, int, bytes]]:
     """Start, stop and flags of every page, and the first 8 bytes it holds; what is between pages is skipped."""
     at: int | None = 0
+    before = 0
     while at is not None and at < size:
         head = os.pread(handle, 27 + 255 + 8, at)
         if head[:4] != b"OggS":
-            at = _find(handle, b"OggS", at)
+            at = _find(handle, b"OggS", before + 4)  # the page before may be cut and a whole one begin in its place
         elif len(head) < 27:
             at = None
         else:
             body = 27 + head[26]
             stop = at + body + sum(head[27:body])
             yield at, stop, head[5], head[body : body + 8]
-            at = stop
+            before, at = at, stop
 
 
 def _find(handle: int, word: bytes, at: int) -> int | None:
