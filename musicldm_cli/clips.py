@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from musicldm_cli.session import Session
+from stages.audio.suffixes import SUFFIXES, WRITABLE
 from stages.errors import DataError, GateError, UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 STDOUT = Path("-")
 DEFAULT_STRENGTH, DEFAULT_TRIES = 0.5, 5
 LOOP: dict[str, Any] = {"bars": 4, "bpm": 120.0, "metre": 4}
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aac", ".opus", ".aif", ".aiff")
 
 
 @dataclass(frozen=True)
@@ -189,9 +189,11 @@ def target(out: Path | None, suffix: str | None, typed: bool, takes: int, usual:
         return Target(Path(), suffix or "wav", stdout=True)
     if suffix == "raw":
         raise UsageError("--format raw goes to stdout only.", "Add: --out -")
-    if out is None or os.path.isdir(out) or out.suffix.lower() not in AUDIO_SUFFIXES:  # noqa: PTH112
+    if out is None or os.path.isdir(out) or out.suffix.lower() not in SUFFIXES:  # noqa: PTH112
         return Target(out or usual, suffix or "wav")
     kind = out.suffix.lower().removeprefix(".")
+    if out.suffix.lower() not in WRITABLE:
+        raise UsageError(f"--out {out}: {kind} is read, but not written.", f"Written are: {', '.join(WRITABLE)}")
     if not typed:
         raise UsageError(f"--out {out} names one file; a file of prompts needs a folder.")
     if suffix not in (None, kind):

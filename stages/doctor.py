@@ -15,7 +15,6 @@ State = Literal["ok", "optional", "missing"]
 # program -> what it is for, and how to get it
 PROGRAMS = {
     "git": ("dvc keeps its records beside git", "apt-get install git"),
-    "ffmpeg": ("reading m4a and aac files", "apt-get install ffmpeg"),
     "apt-get": ("`musicldm data fetch debian-games`", "use a Debian or Ubuntu machine for that command"),
 }
 LEAST_FREE_GIGABYTES = 5.0

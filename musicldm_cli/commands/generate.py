@@ -95,7 +95,7 @@ def generate(
         float, typer.Option(metavar="SCALE", help="Steer away from the nearest training clip while sampling; try 1.")
     ] = 0.0,
     suffix: Annotated[
-        str | None, typer.Option("--format", help="wav, flac or ogg; to stdout wav or raw. Default wav.")
+        str | None, typer.Option("--format", help="wav, flac, ogg, opus or mp3; to stdout wav or raw. Default wav.")
     ] = None,
     plot: Annotated[bool, typer.Option("--plot", help="Save a spectrogram beside each file.")] = False,
     backend: Annotated[

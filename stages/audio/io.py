@@ -1,45 +1,36 @@
 """Read and write audio: streamed, mono, float32; a file that is not whole is an error, never shorter music.
 
-libsndfile decodes a truncated ogg, mp3 or wav without complaint, passes NaN on, and hangs on a FIFO. So files
-are opened as regular files by descriptor, what the container promises is compared with what arrives, and
-every block is checked.
+Decoders take truncated files without complaint, pass NaN on, and hang on a FIFO. So files are opened as regular
+files by descriptor, what the container promises is compared with what arrives, and every block is checked.
 """
 
 import errno
 import hashlib
 import os
-import shutil
 import stat
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import mutagen
-import mutagen.mp3
 import numpy as np
 import soundfile
 import soxr
+from mutagen.id3 import COMM, ID3, Encoding, ID3v1SaveOptions
 from mutagen.ogg import OggPage
 from numpy.typing import NDArray
 
-from stages.errors import DataError, MissingDependencyError
+from stages.audio import containers, suffixes
+from stages.audio.containers import Part
+from stages.audio.decoders import BLOCK_SAMPLES, Decoder, Samples, open_decoder
+from stages.errors import DataError
 from stages.store import CheckedFile, atomic_file
 
-Samples = NDArray[np.float32]
-
-FFMPEG_SUFFIXES = (".m4a", ".aac", ".mp4")
-SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", *FFMPEG_SUFFIXES)
-WRITABLE_SUFFIXES = (".wav", ".flac", ".ogg")
-BLOCK_SAMPLES = 1 << 16
+SUFFIXES = suffixes.SUFFIXES
+LOWEST_RATE, HIGHEST_RATE = 1000, 768_000  # Hz
 FULL_SCALE = 32768  # 16-bit steps in 1.0
-_UNKNOWN_RIFF_BYTES = 0x7FFFF000  # writers into a pipe put this or more, having no size to tell
+CANCELLED, LOUD = 0.01, 1e-5  # a mixdown 20 dB below its channels, where these are above -50 dB
 _WAV_BYTES = 1 << 32  # its header counts in 32 bits: 37 hours at 16 kHz
-_UNKNOWN_FRAMES = 1 << 62
-_OGG_TAIL_BYTES = 1 << 17  # holds at least one whole page, which is at most 65,307 bytes
-_PROMISE_TOLERANCE_SECONDS = 0.2  # AAC's priming and padding
 
 
 @dataclass(frozen=True)
@@ -54,73 +45,55 @@ class Info:
 class Audio:
     """An open audio file; made by `open_audio`."""
 
-    def __init__(self, path: Path, file: soundfile.SoundFile, handle: int) -> None:
+    def __init__(self, path: Path, handle: int, first: Decoder, others: Sequence[Part]) -> None:
         self.path = path
-        self.sample_rate: int = file.samplerate
-        self.channels: int = file.channels
-        self.frames: int | None = file.frames if file.frames < _UNKNOWN_FRAMES else None
-        self.comment: str = file.comment
-        self._file = file
-        self._handle = handle
+        self.sample_rate = first.sample_rate
+        self.channels = first.channels
+        self.frames = None if others else first.frames  # None: known when all is decoded
+        self.comment = first.comment
+        self._handle, self._first, self._others = handle, first, others
 
-    def blocks(self) -> Iterator[Samples]:
+    def blocks(self, levels: "Levels | None" = None) -> Iterator[Samples]:
         """The mono mixdown (mean of the channels) in blocks of (n,) float32, n <= BLOCK_SAMPLES, once.
 
-        Raises DataError when the file cannot be decoded, holds NaN or infinity, or ends before its promise.
+        `levels` takes note of all that is decoded. Raises DataError when the file cannot be decoded, holds NaN or
+        infinity, or ends before its promise.
         """
+        yield from self._mono(self._first, levels)
+        for part in self._others:
+            with open_decoder(self.path, self._handle, part) as decoder:
+                yield from resample(self._mono(decoder, levels), decoder.sample_rate, self.sample_rate)
+
+    def _mono(self, decoder: Decoder, levels: "Levels | None") -> Iterator[Samples]:
         decoded = 0
-        while True:
-            try:
-                block = self._file.read(BLOCK_SAMPLES, dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError as error:
-                raise DataError(f"{self.path} cannot be decoded: {error.error_string}") from error
-            if not len(block):
-                break
+        for block in decoder.blocks():
             decoded += len(block)
             mono = mixdown(block)
             if not _is_finite(mono):
                 raise DataError(f"{self.path} holds samples that are not finite numbers.")
+            if levels is not None:
+                levels.update(block, mono)
             yield mono
-        self._check_length(decoded)
-
-    def _check_length(self, decoded: int) -> None:
-        promised, slack = self.frames or 0, 0
-        if self._file.format == "MP3":
-            if _is_headerless_mp3(self.path):
-                promised = 0  # libsndfile guesses from the bit rate, a few tenths of a second too long or short
-            slack = 1152 if self.sample_rate >= 32_000 else 576  # some encoders count their header as a frame
-        elif self._file.format == "OGG":
-            slack = 2048  # one block: some encoders count from before the first sample
-        if decoded < promised - slack:
-            lost = (promised - decoded) / self.sample_rate
+        if decoded < decoder.promised:
+            lost = (decoder.promised - decoded) / decoder.sample_rate
             raise DataError(f"{self.path} is truncated or damaged: {lost:.2f} s of its audio are missing.")
         if decoded == 0:
             raise DataError(f"{self.path} holds no audio.")
-        size = os.fstat(self._handle).st_size
-        unread = size - os.lseek(self._handle, 0, os.SEEK_CUR)
-        if self._file.format == "MP3" and unread > 0.05 * size and _is_headerless_mp3(self.path):
-            raise DataError(
-                f"{self.path} is an MP3 of variable bit rate without a length header; its end would be lost.",
-                "Write the header, e.g. with `vbrfix`, or encode the file again.",
-            )
 
 
 @contextmanager
 def open_audio(path: Path) -> Iterator[Audio]:
-    """Open an audio file of any suffix in SUFFIXES (others are tried by their content).
+    """Open an audio file, by its content and whatever its suffix. Several streams one after another are one file.
 
-    Raises DataError when it is not a regular file, not audio, or ends before its container says so;
-    MissingDependencyError when it is AAC, or Opus beyond libsndfile, and there is no `ffmpeg` program.
+    Raises DataError when it is not a regular file, not audio, or ends before its container says so.
     """
     with _regular_file(path) as handle:
-        if path.suffix.lower() not in FFMPEG_SUFFIXES:
-            _check_container(path, handle)
-            if not _is_odd_opus(path, handle):
-                with _sound_file(path, handle) as file:
-                    yield Audio(path, file, handle)
-                return
-        with _by_ffmpeg(path) as wav, _regular_file(wav) as decoded, _sound_file(path, decoded) as file:
-            yield Audio(path, file, decoded)
+        first, *others = containers.parts(path, handle)
+        with open_decoder(path, handle, first) as decoder:
+            if not LOWEST_RATE <= decoder.sample_rate <= HIGHEST_RATE:
+                limits = f"{LOWEST_RATE} to {HIGHEST_RATE} Hz are read"
+                raise DataError(f"{path} says that its sample rate is {decoder.sample_rate} Hz; {limits}.")
+            yield Audio(path, handle, decoder, others)
 
 
 def probe(path: Path) -> Info:
@@ -157,11 +130,14 @@ def stream(path: Path, sample_rate: int) -> Iterator[Samples]:
         yield from resample(audio.blocks(), audio.sample_rate, sample_rate)
 
 
-def read(path: Path, sample_rate: int | None = None) -> tuple[Samples, int]:
-    """The whole file as mono (n,) float32, and its rate: `sample_rate`, or the file's own. Raises as `stream`."""
+def read(path: Path, sample_rate: int | None = None, levels: "Levels | None" = None) -> tuple[Samples, int]:
+    """The whole file as mono (n,) float32, and its rate: `sample_rate`, or the file's own.
+
+    `levels` as in `Audio.blocks`. Raises as `stream`.
+    """
     with open_audio(path) as audio:
         rate = sample_rate or audio.sample_rate
-        blocks = list(resample(audio.blocks(), audio.sample_rate, rate))
+        blocks = list(resample(audio.blocks(levels), audio.sample_rate, rate))
     return (np.concatenate(blocks) if blocks else np.zeros(0, np.float32)), rate
 
 
@@ -177,13 +153,16 @@ def resample(blocks: Iterable[Samples], source_rate: int, target_rate: int) -> I
 
 
 def write(path: Path, samples: Samples, sample_rate: int, comment: str = "") -> None:
-    """Write mono (n,) float32 as 16-bit wav or flac, or ogg, by the suffix; whole or not at all.
+    """Write mono (n,) float32 as 16-bit wav or flac, or as ogg, opus or mp3, by the suffix; whole or not at all.
 
-    Equal samples give equal bytes. Raises DataError for another suffix, for samples beyond [-1, 1] (they
-    would clip) and for samples that are not finite.
+    Equal samples give equal bytes. Raises DataError for another suffix, a rate that the format cannot hold, samples
+    beyond [-1, 1] (they would clip) and samples that are not finite.
     """
     with atomic_file(path) as temporary:
-        encode(temporary, [samples], sample_rate, comment)
+        try:
+            encode(temporary, [samples], sample_rate, comment)
+        except DataError as error:
+            raise DataError(error.message.replace(str(temporary), str(path)), error.remedy) from error
 
 
 def encode(path: Path, blocks: Iterable[Samples], sample_rate: int, comment: str | Callable[[str], str] = "") -> str:
@@ -192,14 +171,13 @@ def encode(path: Path, blocks: Iterable[Samples], sample_rate: int, comment: str
     The comment of a wav, which has it at its end, may be a function of that hash. Raises OSError, too, when the
     disk is full.
     """
-    if path.suffix.lower() not in WRITABLE_SUFFIXES:
-        raise DataError(f"{path}: audio is written as {', '.join(WRITABLE_SUFFIXES)} only.")
-    subtype = "VORBIS" if path.suffix.lower() == ".ogg" else "PCM_16"
+    if path.suffix.lower() not in suffixes.WRITABLE:
+        raise DataError(f"{path}: audio is written as {', '.join(suffixes.WRITABLE)} only.")
+    form, subtype = suffixes.WRITABLE[path.suffix.lower()]
     digest = SampleHash(sample_rate)
-    form = path.suffix.lower().removeprefix(".").upper()
     with CheckedFile(path, "w+") as disk:
-        with soundfile.SoundFile(disk, "w", sample_rate, 1, subtype, format=form) as file:
-            if isinstance(comment, str) and comment:
+        with _encoder(path, disk, sample_rate, form, subtype) as file:
+            if isinstance(comment, str) and comment and form != "MP3":
                 file.comment = comment
             for block in blocks:
                 for start in range(0, len(block), BLOCK_SAMPLES):  # long writes overflow libvorbis's stack
@@ -214,9 +192,22 @@ def encode(path: Path, blocks: Iterable[Samples], sample_rate: int, comment: str
         disk.check()
         if form == "WAV" and os.fstat(disk.fileno()).st_size > _WAV_BYTES:
             raise DataError(f"{path} is not written: a wav holds {_WAV_BYTES >> 30} GiB at most.")
-    if subtype == "VORBIS":
+    if form == "OGG":
         _fix_serial(path)
+    elif form == "MP3" and isinstance(comment, str) and comment:  # libsndfile writes no Unicode there
+        tags = ID3()
+        tags.add(COMM(encoding=Encoding.UTF8, lang="eng", desc="", text=comment))
+        tags.save(path, v1=ID3v1SaveOptions.REMOVE)
     return digest.hexdigest()
+
+
+def _encoder(path: Path, disk: CheckedFile, sample_rate: int, form: str, subtype: str) -> soundfile.SoundFile:
+    try:
+        return soundfile.SoundFile(disk, "w", sample_rate, 1, subtype, format=form)
+    except soundfile.LibsndfileError as error:
+        raise DataError(
+            f"{path} is not written: {path.suffix} holds no {sample_rate} Hz.", "Choose .wav or .flac."
+        ) from error
 
 
 def quantise(samples: Samples) -> NDArray[np.int16]:
@@ -241,6 +232,38 @@ def mixdown(block: Samples) -> Samples:
 def _is_finite(samples: Samples) -> bool:
     """Whether no sample is NaN or infinite; the sum tells in most cases, and fast."""
     return bool(np.isfinite(samples.sum()) or np.isfinite(samples).all())
+
+
+class Levels:
+    """Takes note of blocks and their mixdown; then `fault` says whether that is sound, in flat memory."""
+
+    def __init__(self) -> None:
+        self._low, self._high = np.inf, -np.inf
+        self._samples, self._mono_energy, self._channel_energy = 0, 0.0, 0.0
+
+    def update(self, block: Samples, mono: Samples) -> None:
+        """A block (n, channels) and its mixdown (n,)."""
+        self._low, self._high = min(self._low, float(mono.min())), max(self._high, float(mono.max()))
+        self._samples += len(mono)
+        self._mono_energy += _energy(mono[:, None])
+        self._channel_energy += _energy(block)
+
+    def fault(self) -> str | None:
+        """Why the mixdown is no music: silence, one value throughout, or channels that cancel each other."""
+        is_loud = self._channel_energy > LOUD * self._samples
+        if is_loud and self._mono_energy < CANCELLED * self._channel_energy:
+            return "its channels cancel each other in the mono mix. Keep one, e.g.: sox OLD NEW.wav remix 1"
+        if self._high - self._low >= 1 / FULL_SCALE:
+            return None
+        is_silent = max(self._high, -self._low) < 1 / FULL_SCALE
+        return "is silent" if is_silent else f"holds no sound but one value throughout, {self._high:.3f}"
+
+
+def _energy(block: Samples) -> float:
+    """Sum of squares about the mean of each channel, averaged over the channels."""
+    length, channels = block.shape
+    sums = [float(block[:, channel].sum()) for channel in range(channels)]  # 20 times as fast as along rows
+    return (float(np.linalg.norm(block)) ** 2 - sum(total**2 for total in sums) / length) / channels
 
 
 class SampleHash:
@@ -295,83 +318,3 @@ def _regular_file(path: Path) -> Iterator[int]:
         yield handle
     finally:
         os.close(handle)
-
-
-@contextmanager
-def _sound_file(path: Path, handle: int) -> Iterator[soundfile.SoundFile]:
-    try:
-        file = soundfile.SoundFile(handle, closefd=False)
-    except soundfile.LibsndfileError as error:
-        raise DataError(f"{path} is not audio that can be read: {error.error_string}") from error
-    with file:
-        yield file
-
-
-def _check_container(path: Path, handle: int) -> None:
-    """Compare the file's size with what a RIFF or AIFF header or the last Ogg page says. Raises DataError."""
-    size = os.fstat(handle).st_size
-    if size == 0:
-        raise DataError(f"{path} is empty.")
-    head = os.pread(handle, 8, 0)
-    if head[:4] in (b"RIFF", b"FORM"):
-        promised = int.from_bytes(head[4:], "little" if head[:4] == b"RIFF" else "big")
-        if size < promised < _UNKNOWN_RIFF_BYTES:  # the header's own 8 bytes are left as slack
-            raise DataError(f"{path} is truncated: {promised + 8} bytes are promised, {size} are there.")
-    elif head[:4] == b"OggS":
-        tail = os.pread(handle, _OGG_TAIL_BYTES, max(0, size - _OGG_TAIL_BYTES))
-        page = tail[tail.rfind(b"OggS") :]
-        ends = len(page) > 27 and page[5] & 4 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
-        if not ends:
-            raise DataError(f"{path} is truncated: its last Ogg page is missing.")
-
-
-def _is_odd_opus(path: Path, handle: int) -> bool:
-    """Whether libsndfile cannot decode an Opus file: ffmpeg makes such ones from Vorbis, their pages miscounted."""
-    if b"OpusHead" not in os.pread(handle, 64, 0):
-        return False
-    try:
-        with _sound_file(path, handle) as file:
-            while len(file.read(BLOCK_SAMPLES, dtype="float32")):
-                pass
-    except soundfile.LibsndfileError:
-        return True
-    finally:
-        os.lseek(handle, 0, os.SEEK_SET)
-    return False
-
-
-def _is_headerless_mp3(path: Path) -> bool:
-    """Whether an MP3 has no Xing, Info or VBRI header, so that its length is a guess from the first frame."""
-    try:
-        return bool(mutagen.mp3.MP3(path).info.bitrate_mode == mutagen.mp3.BitrateMode.UNKNOWN)
-    except mutagen.MutagenError:
-        return False  # libsndfile read it, so it has the last word
-
-
-@contextmanager
-def _by_ffmpeg(path: Path) -> Iterator[Path]:
-    """Decode to a temporary float wav. Raises MissingDependencyError or DataError."""
-    program = shutil.which("ffmpeg")
-    if program is None:
-        raise MissingDependencyError(
-            f"{path} needs the program `ffmpeg` to be decoded.", "Install it, e.g.: apt-get install ffmpeg"
-        )
-    with tempfile.TemporaryDirectory(prefix="musicldm-") as folder:
-        wav = Path(folder) / "decoded.wav"
-        command = [program, "-nostdin", "-v", "error", "-xerror", "-i", f"file:{path}"]
-        command += ["-map", "0:a:0", "-c:a", "pcm_f32le", "-f", "wav", "-rf64", "auto", str(wav)]  # beyond 4 GiB
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-        if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or ["ffmpeg failed"])[-1]
-            raise DataError(f"{path} cannot be decoded: {reason}")
-        _check_promise(path, wav)
-        yield wav
-
-
-def _check_promise(path: Path, wav: Path) -> None:
-    try:
-        promised = getattr(getattr(mutagen.File(path), "info", None), "length", 0.0)
-    except mutagen.MutagenError:
-        return  # raw AAC makes no promise
-    if path.suffix.lower() != ".aac" and soundfile.info(str(wav)).duration < promised - _PROMISE_TOLERANCE_SECONDS:
-        raise DataError(f"{path} is truncated: {promised:.1f} s are promised.")

@@ -19,7 +19,7 @@ from stages.data import splits, tables
 from stages.data.manifest import MANIFEST, ROOT, SCHEMA, SPLITS, Track, csv_text, write_manifest
 from stages.data.near_duplicates import Sketch, Sketcher, find_pairs
 from stages.data.parallel import run_each
-from stages.errors import DataError, MissingDependencyError, MusicldmError
+from stages.errors import DataError, MusicldmError
 from stages.progress import Progress, silent
 from stages.store import atomic_folder, write_json, write_text
 
@@ -222,15 +222,17 @@ def _scan_file(source: Path, path: str) -> _Scan | Rejected:
     try:
         with io.open_audio(source / path) as audio:
             rate, samples = audio.sample_rate, 0
-            digest, sketcher = io.SampleHash(rate), Sketcher(rate)
-            for block in audio.blocks():
+            digest, sketcher, levels = io.SampleHash(rate), Sketcher(rate), io.Levels()
+            for block in audio.blocks(levels):
                 digest.update(block)
                 sketcher.update(block)
                 samples += len(block)
-    except (DataError, MissingDependencyError) as error:  # the rest of the collection does not need ffmpeg
+    except DataError as error:
         return Rejected(path, _reason(source / path, error))
     if samples < MIN_SECONDS * rate:
         return Rejected(path, f"is {samples / rate:.3f} s long, less than {MIN_SECONDS:g} s")
+    if fault := levels.fault():
+        return Rejected(path, fault)
     return _Scan(path, round(samples / rate, 6), rate, digest.hexdigest(), sketcher.sketch())
 
 

@@ -125,7 +125,7 @@ def also(edit: Edit | None, gate: Gate | None) -> dict[str, Any]:
 
 
 def write_clip(path: Path, clip: Clip, sample_rate: int, row: dict[str, Any]) -> None:
-    """16-bit mono audio (Vorbis for .ogg) with what it was made from in its comment, as JSON: the manifest's `row`,
+    """Mono audio (16 bits in .wav and .flac) with what it was made from in its comment, as JSON: the manifest's `row`,
     long prompts cut, without the time it took; equal clips give equal bytes."""
     shown = {key: value for key, value in row.items() if key not in ("id", "file", "seconds_taken")}
     for key in ("prompt", "negative"):

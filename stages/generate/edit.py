@@ -79,7 +79,10 @@ class Sound:
 
 def read_sound(path: Path, sample_rate: int) -> Sound:
     """Mono at the model's rate; a file that is so already is taken sample by sample. Raises DataError."""
-    samples, _ = audio_io.read(path, sample_rate)
+    levels = audio_io.Levels()
+    samples, _ = audio_io.read(path, sample_rate, levels)
+    if fault := levels.fault():
+        raise DataError(f"{path} {fault}.", "Choose another file.")
     return make_sound(torch.from_numpy(samples), sample_rate)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from stages.audio.suffixes import WRITABLE
 from stages.errors import DataError, UsageError
 from stages.generate.prompts import Prompt
 from stages.generate.settings import WHOLE, Settings
@@ -19,7 +20,7 @@ from stages.store import disk_errors, read_jsonl, write_jsonl
 
 MANIFEST = "manifest.jsonl"
 LOCK = ".manifest.lock"
-FORMATS = ("wav", "flac", "ogg")
+FORMATS = tuple(suffix.removeprefix(".") for suffix in WRITABLE)
 OUTCOME = frozenset({"clap_score", "candidate", "gain", "seconds_taken", "nearest", "nearest_start_seconds",
                      "similarity", "too_close"})  # fmt: skip
 

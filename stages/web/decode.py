@@ -35,8 +35,8 @@ def decode(source: Path, sample_rate: int, patience: float = PATIENCE_SECONDS) -
     finally:
         target.unlink(missing_ok=True)
     reason = done.stdout.strip().replace(str(source), "The file") if done.returncode == 1 else ""
-    if not reason or "not audio" in reason:  # what libsndfile says of it helps nobody in front of the page
-        reason = "The file is not audio that can be read; WAV, AIFF, FLAC, MP3 and Ogg can."
+    if not reason or "not audio" in reason:  # what a decoder says of it helps nobody in front of the page
+        reason = "The file is not audio that can be read; WAV, AIFF, FLAC, MP3, Ogg, M4A and WebM can."
     raise Refused(422, reason)
 
 

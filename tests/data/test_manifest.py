@@ -178,20 +178,6 @@ def test_bad_files_are_listed_and_the_rest_is_used(music: Path) -> None:
     assert (music.parent / "out" / "manifest.csv").read_bytes() == before
 
 
-def test_aac_without_ffmpeg_is_rejected_with_its_remedy_and_the_rest_is_used(
-    music: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (music / "song.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
-    table = music.parent / "t.json"
-    table.write_text(json.dumps([{"path": name, "caption": "c"} for name in (*CLEAN, "song.m4a")]))
-    monkeypatch.setenv("PATH", str(music))
-    made = make_manifest(music, table, music.parent / "out", SETTINGS, jobs=1)
-    assert set(captions_of(made)) == set(CLEAN)
-    ((path, reason),) = [(item.path, item.reason) for item in made.rejected]
-    assert path == "song.m4a"
-    assert "needs the program `ffmpeg`" in reason and "apt-get install ffmpeg" in reason
-
-
 def test_strange_names_survive_the_round_trip(tmp_path: Path) -> None:
     names = ["new\nline.wav", 'quo"te, comma.wav', "🎵.wav", "two  spaces.wav", "é.wav", "A.wav", "a.wav",
              "b" * 251 + ".wav"]  # fmt: skip

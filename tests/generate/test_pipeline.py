@@ -124,8 +124,11 @@ def test_values_that_are_not_numbers_are_a_model_error(pipeline, monkeypatch):
         pipeline.waveforms([prompt()], [0], QUICK)
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
-def test_files_and_manifest(pipeline, tmp_path, suffix):
+@pytest.mark.parametrize(
+    ("suffix", "coding"),
+    [("wav", "PCM_16"), ("flac", "PCM_16"), ("ogg", "VORBIS"), ("opus", "OPUS"), ("mp3", "MPEG_LAYER_III")],
+)
+def test_files_and_manifest(pipeline, tmp_path, suffix, coding):
     wanted = prompt("clip", "héroïque", seconds=1.0)
     rows, made = generate_files(pipeline, [wanted], QUICK, tmp_path / "a", suffix, plot=suffix == "wav")
     generate_files(pipeline, [wanted], QUICK, tmp_path / "b", suffix)
@@ -133,7 +136,7 @@ def test_files_and_manifest(pipeline, tmp_path, suffix):
     assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
     with soundfile.SoundFile(file) as sound:
         assert (sound.frames, sound.samplerate, sound.channels) == (16_000, RATE, 1)
-        assert sound.subtype == ("VORBIS" if suffix == "ogg" else "PCM_16")
+        assert sound.subtype == coding
         said = json.loads(sound.comment)
         assert np.abs(sound.read()).max() > 0
     assert rows == made == read_manifest(tmp_path / "a")

@@ -24,7 +24,7 @@ SONG = (DEMO / "flare_battle_theme.ogg").read_bytes()
 
 
 def wav(rate, channels, data, kind=1, bits=16):
-    sizes = rate * channels * 2 & 0xFFFFFFFF, channels * 2 & 0xFFFF
+    sizes = rate * channels * bits // 8 & 0xFFFFFFFF, channels * bits // 8 & 0xFFFF
     form = struct.pack("<IHHIIHH", 16, kind, channels, rate, *sizes, bits)
     return struct.pack("<4sI4s4s", b"RIFF", 36 + len(data), b"WAVE", b"fmt ") + form + struct.pack(
         "<4sI", b"data", len(data)
@@ -50,8 +50,8 @@ def test_of_hours_in_a_small_file_two_minutes_are_decoded(tmp_path):
 @pytest.mark.parametrize(
     ("data", "words"),
     [(b"", "is empty"), (b"hello", "not audio"), (b"ID3\x04\x00\x00\x7f\x7f\x7f\x7f" + bytes(10**6), "not audio"),
-     (wav(0xFFFFFFFF, 1, bytes(10**6)), "not audio"), (wav(44_100, 65_535, bytes(10**6)), "not audio"),
-     (wav(1, 1, bytes(10**6)), "not audio"),  # a block of it would be 12 GB at the model's rate
+     (wav(0xFFFFFFFF, 1, bytes(10**6)), "not audio"), (wav(44_100, 65_535, bytes(10**6)), "contradicts itself"),
+     (wav(1, 1, bytes(10**6)), "sample rate is 1 Hz"),  # a block of it would be 12 GB at the model's rate
      (wav(44_100, 1, np.full(50_000, np.nan, "<f4").tobytes(), 3, 32), "not finite numbers"),
      (SONG[: len(SONG) // 2], "truncated")],
     ids=["empty", "text", "endless tag", "4 GHz", "65,535 channels", "1 Hz", "NaN", "cut off"],
