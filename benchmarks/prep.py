@@ -154,8 +154,8 @@ def shards(folder: Path) -> Path:
     from stages.data.shards import write_shards
 
     audio, rows = read_manifest(folder / "audio"), folder / "rows.jsonl"
-    nothing = {"beats": [], "downbeats": [], "metre": None, "tempo_bpm": None, "tempo_confidence": 0.0,
-               "tempo_group": None, "caption": "music"}  # fmt: skip
+    nothing = {"beats": [], "downbeats": [], "metre": None, "tempo_bpm": None, "mean_bpm": None,
+               "tempo_confidence": 0.0, "caption": "music"}  # fmt: skip
     rows.write_text("".join(json.dumps({"id": track.id, **nothing}) + "\n" for track in audio.tracks))
     write_shards(folder / "audio" / "manifest.csv", rows, rows, folder / "shards", params.Params(), jobs=1)
     return folder / "shards"

@@ -131,8 +131,9 @@ def probe(path: Path) -> Info:
 
 
 def find_audio(folder: Path) -> list[Path]:
-    """Every file below `folder` with one of SUFFIXES, sorted. Raises DataError when there is none."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    """Every file below `folder` with one of SUFFIXES, sorted, but for hidden ones. Raises DataError when there is
+    none."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
     if not files:
         raise DataError(f"There is no audio at {folder}.", f"Known suffixes: {' '.join(SUFFIXES)}")
     return files

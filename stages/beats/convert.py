@@ -28,7 +28,7 @@ def import_beat_transformer(file: Path, out: Path) -> int:
         raise ModelError(f"{file} is not a published Beat Transformer: {'; '.join(problems[:5])}.", REMEDY)
     network.load_state_dict(state, strict=True)
     card = {"source": file.name, "source_sha256": sha256(file), "stems": Sizes().stems}
-    save_tracker(Tracker(network.eval(), PUBLISHED, scaled=False), out, card)
+    save_tracker(Tracker(network.eval(), PUBLISHED, scaled=False), out, card, half=False)
     return sum(parameter.numel() for parameter in network.parameters())
 
 

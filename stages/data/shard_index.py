@@ -12,7 +12,7 @@ import numpy as np
 from stages.errors import DataError
 from stages.store import CheckedFile, read_json, sha256
 
-SCHEMA = 1
+SCHEMA = 2
 INDEX = "index.json"
 AGAIN = "Write the shards again: musicldm prep shards"
 HDF5_VERSION = ("v110", "v110")  # from 1.10 on, HDF5 keeps checksums of its metadata too
@@ -38,8 +38,8 @@ class TrackInfo:
     artist: str
     caption: str
     tempo_bpm: float | None
+    mean_bpm: float | None
     tempo_confidence: float
-    tempo_group: int | None
     metre: int | None
     n_downbeats: int
     recording: str = ""  # equal for copies of one recording; empty where there is no copy
@@ -105,8 +105,8 @@ def _track_info(group: h5py.Group) -> TrackInfo:
         artist=attrs["artist"],
         caption=attrs["caption"],
         tempo_bpm=None if np.isnan(attrs["tempo_bpm"]) else float(attrs["tempo_bpm"]),
+        mean_bpm=None if np.isnan(attrs["mean_bpm"]) else float(attrs["mean_bpm"]),
         tempo_confidence=float(attrs["tempo_confidence"]),
-        tempo_group=None if attrs["tempo_group"] < 0 else int(attrs["tempo_group"]),
         metre=int(attrs["metre"]) or None,
         n_downbeats=len(group["downbeats"]),
         recording=attrs["recording"],

@@ -1,13 +1,13 @@
 """Latents on disk: what the diffusion model trains on, made once, one HDF5 part for each shard.
 
 Per window: the VAE's posterior (mean and log-variance, fp16), CLAP's embeddings of the clip and of its
-track's caption, its track and first sample, and whether it starts on a downbeat.
+track's caption, its track and first sample, and whether it is of the even grid, starts on a downbeat, or both.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stages.audio.mel import clip_mel
-from stages.beats.align import usable_downbeats
+from stages.beats.align import clip_starts
 from stages.clap.model import Clap, load_clap
-from stages.data.dataset import normalise
+from stages.data.dataset import Draw, normalise
 from stages.data.shard_index import new_hdf5, read_index
 from stages.data.shards import ShardReader, TrackInfo
 from stages.errors import DataError
@@ -32,7 +32,7 @@ from stages.progress import Progress, silent
 from stages.store import atomic_file, model_digest, read_json, sha256, write_json
 from stages.vae.model import Vae, load_vae
 
-SCHEMA = 1
+SCHEMA = 2
 INDEX = "index.json"
 SPLITS = ("train", "valid")  # nobody may train on the test split, by mixing neither
 AGAIN = "Make the latents again: musicldm prep latents"
@@ -40,25 +40,48 @@ AGAIN = "Make the latents again: musicldm prep latents"
 
 @dataclass(frozen=True)
 class Window:
-    """One clip: its track (position in the index of shards), first sample, and whether that is a downbeat."""
+    """One clip: its track (position in the index of shards), first sample, and whether that is on the grid and
+    on a downbeat."""
 
     track: int
     start: int
+    on_grid: bool
     on_downbeat: bool
 
 
+COLUMNS = {"track": "i4", "start": "i4", "on_grid": "?", "on_downbeat": "?"}  # a WAV holds fewer than 2**31 samples
+
+
+class Windows(Sequence[Window]):
+    """Many windows, by track and then start: a column (N,) for each field, ten bytes a window."""
+
+    def __init__(self, columns: dict[str, NDArray[Any]]) -> None:
+        self.track, self.start, self.on_grid, self.on_downbeat = (columns[name] for name in COLUMNS)
+
+    @classmethod
+    def of(cls, windows: Sequence[Window]) -> "Windows":
+        return cls({name: np.array([getattr(w, name) for w in windows], dtype) for name, dtype in COLUMNS.items()})
+
+    def __len__(self) -> int:
+        return len(self.track)
+
+    def __getitem__(self, i):  # type: ignore[no-untyped-def]
+        return Window(*(getattr(self, name)[i].item() for name in COLUMNS))
+
+
 def choose_windows(track: int, info: TrackInfo, downbeats: NDArray[np.float64], params: Params) -> list[Window]:
-    """A track's windows in time order: evenly spread downbeats with a full clip after them, then a grid.
+    """A track's windows in time order: those of a grid, and evenly spread downbeats with a full clip after them.
 
     `downbeats` in seconds. A track shorter than a clip gives one window, to be padded with silence.
     """
     clip, rate = params.audio.clip_samples, params.audio.sample_rate
-    starts = usable_downbeats(downbeats, info.samples, rate, clip)
+    starts = clip_starts(downbeats, info.samples, rate, clip)
     count = min(len(starts), params.latents.downbeats_per_track)
     beats = starts[np.linspace(0, len(starts) - 1, count).round().astype(int)] if count else starts[:0]
     grid = np.arange(0, max(1, info.samples - clip + 1), round(params.latents.grid_seconds * rate))
-    chosen = {int(start): False for start in grid} | {int(start): True for start in beats}
-    return [Window(track, start, on_downbeat) for start, on_downbeat in sorted(chosen.items())]
+    both = np.union1d(grid, beats)
+    flags = np.isin(both, grid).tolist(), np.isin(both, beats).tolist()
+    return [Window(track, *found) for found in zip(both.tolist(), *flags, strict=True)]
 
 
 def read_clip(shards: ShardReader, track: int, start: int, params: Params) -> NDArray[np.float32]:
@@ -143,9 +166,10 @@ def _write_part(
         for name, (item, dtype) in layout.items():
             chunks = (1, *item) if windows else None
             file.create_dataset(name, (len(windows), *item), dtype, chunks=chunks, fletcher32=bool(windows))
-        file["track"] = np.array([window.track - tracks.start for window in windows], dtype=np.int64)
-        file["start"] = np.array([window.start for window in windows], dtype=np.int64)
-        file["on_downbeat"] = np.array([window.on_downbeat for window in windows], dtype=bool)
+        columns = Windows.of(windows)
+        columns.track -= tracks.start
+        for name in COLUMNS:
+            file[name] = getattr(columns, name)
         file.attrs["key"] = key
         for begin in range(0, len(windows), size):
             progress(label, begin, len(windows))
@@ -178,12 +202,11 @@ class LatentReader:
         if not isinstance(self.index, dict) or self.index.get("schema") != SCHEMA:
             raise DataError(f"{folder / INDEX} is not an index of latents that this version reads.", AGAIN)
         self.scale = float(self.index["scale"])
-        self.windows: list[Window] = []
-        self._places: list[tuple[str, int]] = []  # part and row of each window
+        self._parts = self.index["parts"]
+        self._first = np.cumsum([0, *(part["windows"] for part in self._parts)])  # window of each part
         self._files: dict[str, h5py.File] = {}
         self._process = os.getpid()
-        for part in self.index["parts"]:
-            self._list(part)
+        self.windows = self._listed()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": {}}
@@ -211,48 +234,61 @@ class LatentReader:
                     f"{self.folder} is out of date: its {name} was {self.index[name]}, now {digest}.", AGAIN
                 )
 
-    def _list(self, part: dict[str, Any]) -> None:
-        path = self.folder / part["file"]
-        if not path.is_file() or path.stat().st_size != part["bytes"]:
-            raise DataError(f"{path} is missing or was altered.", AGAIN)
-        with self._reading(path), h5py.File(path, "r", locking=False) as file:
-            if file.attrs["key"] != part["key"]:
-                raise OSError("it holds other windows than the index says")
-            columns = [file[name][:].tolist() for name in ("track", "start", "on_downbeat")]
-        for row, (track, start, on_downbeat) in enumerate(zip(*columns, strict=True)):
-            self.windows.append(Window(track + part["first_track"], start, on_downbeat))
-            self._places.append((part["file"], row))
+    def _listed(self) -> Windows:
+        columns = {name: np.empty(self._first[-1], dtype) for name, dtype in COLUMNS.items()}
+        for part, first in zip(self._parts, self._first, strict=False):
+            path, rows = self.folder / part["file"], slice(first, first + part["windows"])
+            if not path.is_file() or path.stat().st_size != part["bytes"]:
+                raise DataError(f"{path} is missing or was altered.", AGAIN)
+            with self._reading(path), h5py.File(path, "r", locking=False) as file:
+                if file.attrs["key"] != part["key"]:
+                    raise OSError("it holds other windows than the index says")
+                for name, column in columns.items():
+                    column[rows] = file[name][:]
+            columns["track"][rows] += part["first_track"]
+        return Windows(columns)
 
     def _read(self, name: str, i: int) -> NDArray[Any]:
-        part, row = self._places[i]
+        number = int(np.searchsorted(self._first, i, side="right")) - 1
+        part = self._parts[number]["file"]
         if self._process != os.getpid():  # a handle taken over by fork shares its parent's state
             self._files, self._process = {}, os.getpid()
         with self._reading(self.folder / part):
             if part not in self._files:
                 self._files[part] = h5py.File(self.folder / part, "r", locking=False)
-            return np.asarray(self._files[part][name][row])
+            return np.asarray(self._files[part][name][i - self._first[number]])
 
     @contextmanager
     def _reading(self, path: Path) -> Iterator[None]:
         try:
             yield
-        except (OSError, KeyError, RuntimeError) as error:
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise DataError(f"{path} cannot be read: {error}.", AGAIN) from error
 
 
 class LatentDataset(Dataset):
-    """The windows of one split, as (mean, logvar, condition, track)."""
+    """The windows of one split's grid, as (mean, logvar, condition, track).
 
-    def __init__(self, latents: LatentReader, tracks: list[TrackInfo], split: str, condition: str) -> None:
+    One item a window; or, `by_track`, one a track, whose window the draw seed chooses, as the paper's loader draws a
+    track and then a clip of it. Windows that are on a downbeat alone are for mixing.
+    """
+
+    def __init__(
+        self, latents: LatentReader, tracks: list[TrackInfo], split: str, condition: str, by_track: bool = False
+    ) -> None:
         self.latents, self.condition = latents, condition
-        self.rows = [i for i, window in enumerate(latents.windows) if tracks[window.track].split == split]
+        windows, chosen = latents.windows, np.array([track.split == split for track in tracks], dtype=bool)
+        self.rows = np.flatnonzero(windows.on_grid & chosen[windows.track])
+        new = np.diff(windows.track[self.rows], prepend=-1) > 0 if by_track else np.ones(len(self.rows), dtype=bool)
+        self._first = np.append(np.flatnonzero(new), len(self.rows))  # row of each item
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._first) - 1
 
-    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
-        """(window of the split, draw seed); the seed is not used, since a window is encoded where it is."""
-        row = self.rows[item[0]]
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        index, seed = draw
+        first, stop = self._first[index : index + 2].tolist()
+        row = int(self.rows[first + seed % (stop - first)])
         mean, logvar = self.latents.posterior(row)
         return {
             "mean": mean,

@@ -65,8 +65,8 @@ def test_what_is_read_is_what_was_recorded(work):
     np.testing.assert_array_equal(reader.beats(0), np.arange(24) * 0.5)
     np.testing.assert_array_equal(reader.downbeats(0), np.arange(6) * 2.0)
     assert len(reader.beats(2)) == 0
-    assert (reader.tracks[2].tempo_bpm, reader.tracks[2].tempo_group, reader.tracks[2].metre) == (None, None, None)
-    assert (reader.tracks[0].tempo_bpm, reader.tracks[0].tempo_group, reader.tracks[0].metre) == (120.0, 3, 4)
+    assert (reader.tracks[2].tempo_bpm, reader.tracks[2].mean_bpm, reader.tracks[2].metre) == (None, None, None)
+    assert (reader.tracks[0].tempo_bpm, reader.tracks[0].mean_bpm, reader.tracks[0].metre) == (120.0, 120.0, 4)
     assert reader.tracks[0].caption == "A measured piece called flare_boss_theme."
     assert reader.audio(0, 7, 7).shape == (0,)
     for start, stop in ((-1, 5), (0, reader.tracks[0].samples + 1)):
