@@ -72,9 +72,7 @@ class _Collection:
     def summary(self) -> Summary:
         grouped, alone = [found for found in self.groups if found is not None], list(self.without.values())
         share = alone.count(None) / max(len(alone), 1)
-        return Summary(
-            len(self.groups), len(grouped), len(set(grouped)), len(alone), round(share, 4), counted(alone)
-        )
+        return Summary(len(self.groups), len(grouped), len(set(grouped)), len(alone), round(share, 4), counted(alone))
 
 
 def write_report(rhythms: list[Rhythm], manifest: Manifest, settings: params.Params, path: Path) -> Summary:

@@ -129,8 +129,10 @@ def _failure(errors: list[DataError], files: int) -> DataError:
         return errors[0]
     shown = "\n".join(f"  {error.message}" for error in errors[:NAMED])
     more = f"\n  and {len(errors) - NAMED} more" if len(errors) > NAMED else ""
-    return DataError(f"{len(errors)} of {files} files could not be tracked:\n{shown}{more}",
-                     "The others are tracked, and kept. Mend these or take them away, then run the same command again.")  # fmt: skip
+    return DataError(
+        f"{len(errors)} of {files} files could not be tracked:\n{shown}{more}",
+        "The others are tracked, and kept. Mend these or take them away, then run the same command again.",
+    )
 
 
 @lru_cache(maxsize=1)

@@ -23,7 +23,6 @@ from stages.params import Params
 from stages.progress import Progress, silent
 from stages.store import atomic_file, exclusive, read_jsonl, require_space, sha256, write_json
 
-
 BEAT_KEYS = {"beats", "downbeats", "metre", "tempo_bpm", "mean_bpm", "tempo_confidence"}  # of a row of beats.jsonl
 
 
