@@ -189,8 +189,9 @@ def test_what_is_no_reference_is_passed_over(tmp_path):
     for side in ("found", "true"):
         (tmp_path / side).mkdir()
         (tmp_path / side / "a.beats").write_text(lines("{t}\t{place}"))
-    for name, text in {"README.txt": "Beats of a\nby hand\n", "LICENSE.txt": "MIT", "._a.beats": "\0\1",
-                       ".b.txt": "1", "package.json": "{}", "titles.csv": "id,title\na,Song 1\n", "notes.md": "x"}.items():  # fmt: skip
+    litter = {"README.txt": "Beats of a\nby hand\n", "LICENSE.txt": "MIT", "._a.beats": "\0\1", ".b.txt": "1",
+              "package.json": "{}", "titles.csv": "id,title\na,Song 1\n", "notes.md": "x"}  # fmt: skip
+    for name, text in litter.items():
         (tmp_path / "true" / name).write_text(text)
     (tmp_path / "true/__MACOSX").mkdir()
     (tmp_path / "true/__MACOSX/._a.beats").write_text("x")
