@@ -1,17 +1,6 @@
 """Annotations of beats in other conventions, files that are no music or no beats, and tracks too short to mix."""
 
-import csv
-import json
 import re
-
-import numpy as np
-import pytest
-import yaml
-
-from stages.audio import io
-from stages.ldm.latents import prepare
-from tests.beats.conftest import SAMPLE_RATE, click_track
-from tests.ldm.toy import save_untrained, toy_params
 
 
 def scores(output: str) -> list[tuple[list[float], int]]:
