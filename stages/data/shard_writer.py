@@ -120,7 +120,7 @@ def _sources(audio_manifest: Path, beats: Path, captions: Path) -> list[Source]:
         missing = [track.id for track in manifest.tracks if not keys <= rows.get(track.id, {}).keys()]
         if missing:
             raise DataError(
-                f"{file} has no row of this version for track {missing[0]} ({len(missing)} are missing).",
+                f"{file} has no row for track {missing[0]}, or an older version's ({len(missing)} are missing).",
                 f"Make them: musicldm prep {command}",
             )
     return [
