@@ -113,9 +113,9 @@ def partners(tracks: Sequence[Candidate], settings: params.Tempo) -> Partners:
     mixable = np.flatnonzero(keys >= 0)
     if settings.rule == "octave-log":
         width = min(int(np.ceil(np.log2(1 + settings.tolerance) * _CIRCLE)), _CIRCLE // 2)
-        turns = (-_CIRCLE, 0, _CIRCLE)  # every track also stands one turn before and after its place
+        turns = [-_CIRCLE, 0, _CIRCLE]  # every track also stands one turn before and after its place
     else:
-        width, turns = 0, (0,)
+        width, turns = 0, [0]
     places = np.concatenate([keys[mixable] + turn for turn in turns])
     order = np.argsort(places, kind="stable")
     places, order = places[order], np.tile(mixable, len(turns))[order]

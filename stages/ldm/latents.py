@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,42 +33,18 @@ from stages.vae.model import Vae, load_vae
 
 SCHEMA = 2
 INDEX = "index.json"
+WINDOWS = "windows.npy"  # of all parts, to be read at once
 SPLITS = ("train", "valid")  # nobody may train on the test split, by mixing neither
 AGAIN = "Make the latents again: musicldm prep latents"
 
 
-@dataclass(frozen=True)
-class Window:
-    """One clip: its track (position in the index of shards), first sample, and whether that is on the grid and
-    on a downbeat."""
-
-    track: int
-    start: int
-    on_grid: bool
-    on_downbeat: bool
+# One clip: its track (position in the index of shards), its first sample (a WAV holds fewer than 2**31), and whether
+# that is on the grid, on a downbeat, or both. Ten bytes, since there are millions.
+WINDOW = np.dtype([("track", "i4"), ("start", "i4"), ("on_grid", "?"), ("on_downbeat", "?")])
+Windows = np.recarray  # (N,) of WINDOW, by track and then start
 
 
-COLUMNS = {"track": "i4", "start": "i4", "on_grid": "?", "on_downbeat": "?"}  # a WAV holds fewer than 2**31 samples
-
-
-class Windows(Sequence[Window]):
-    """Many windows, by track and then start: a column (N,) for each field, ten bytes a window."""
-
-    def __init__(self, columns: dict[str, NDArray[Any]]) -> None:
-        self.track, self.start, self.on_grid, self.on_downbeat = (columns[name] for name in COLUMNS)
-
-    @classmethod
-    def of(cls, windows: Sequence[Window]) -> "Windows":
-        return cls({name: np.array([getattr(w, name) for w in windows], dtype) for name, dtype in COLUMNS.items()})
-
-    def __len__(self) -> int:
-        return len(self.track)
-
-    def __getitem__(self, i):  # type: ignore[no-untyped-def]
-        return Window(*(getattr(self, name)[i].item() for name in COLUMNS))
-
-
-def choose_windows(track: int, info: TrackInfo, downbeats: NDArray[np.float64], params: Params) -> list[Window]:
+def choose_windows(track: int, info: TrackInfo, downbeats: NDArray[np.float64], params: Params) -> Windows:
     """A track's windows in time order: those of a grid, and evenly spread downbeats with a full clip after them.
 
     `downbeats` in seconds. A track shorter than a clip gives one window, to be padded with silence.
@@ -80,8 +55,12 @@ def choose_windows(track: int, info: TrackInfo, downbeats: NDArray[np.float64], 
     beats = starts[np.linspace(0, len(starts) - 1, count).round().astype(int)] if count else starts[:0]
     grid = np.arange(0, max(1, info.samples - clip + 1), round(params.latents.grid_seconds * rate))
     both = np.union1d(grid, beats)
-    flags = np.isin(both, grid).tolist(), np.isin(both, beats).tolist()
-    return [Window(track, *found) for found in zip(both.tolist(), *flags, strict=True)]
+    columns = np.full(len(both), track), both, np.isin(both, grid), np.isin(both, beats)
+    return np.rec.fromarrays(columns, dtype=WINDOW)
+
+
+def joined(windows: Sequence[NDArray[Any]]) -> Windows:
+    return np.concatenate([np.empty(0, WINDOW), *windows], dtype=WINDOW).view(np.recarray)
 
 
 def read_clip(shards: ShardReader, track: int, start: int, params: Params) -> NDArray[np.float32]:
@@ -103,6 +82,7 @@ def prepare(
     made_by = {"vae": model_digest(vae), "clap": model_digest(clap), "params_digest": params.digest("audio", "latents")}
     encoder: _Encoder | None = None
     rows: list[dict[str, Any]] = []
+    windows: list[NDArray[Any]] = []
     written = first = 0
     for number, shard in enumerate(index.shards):
         key = hashlib.sha256(json.dumps([SCHEMA, shard.key, made_by], sort_keys=True).encode()).hexdigest()
@@ -113,13 +93,18 @@ def prepare(
             _write_part(path, key, reader, tracks, encoder, progress, f"Latents {number + 1}/{len(index.shards)}")
             written += 1
         with h5py.File(path, "r", locking=False) as file:
-            windows, shape, width = len(file["start"]), file["mean"].shape[1:], file["audio"].shape[1]
+            found, shape, width = file["windows"][:], file["mean"].shape[1:], file["audio"].shape[1]
+        found["track"] += first
+        windows.append(found)
         rows.append({"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path), "key": key,
-                     "windows": windows, "first_track": first})  # fmt: skip
+                     "windows": len(found)})  # fmt: skip
         first += len(shard.tracks)
     for stale in set(out.glob("latents-*.h5")) - {out / row["file"] for row in rows}:
         stale.unlink()
-    head = {"schema": SCHEMA, "shards": reader.digest, **made_by, "scale": load_vae(vae).scale}
+    with atomic_file(out / WINDOWS) as temporary:
+        np.save(temporary, joined(windows), allow_pickle=False)
+    head = {"schema": SCHEMA, "shards": reader.digest, **made_by, "scale": load_vae(vae).scale,
+            "windows_sha256": sha256(out / WINDOWS)}  # fmt: skip
     write_json(out / INDEX, head | {"latent_shape": shape, "condition_dim": width, "parts": rows})
     total = sum(row["windows"] for row in rows)
     return {"parts": len(rows), "written": written, "windows": total, "bytes": sum(row["bytes"] for row in rows)}
@@ -152,24 +137,22 @@ def _write_part(
     path: Path, key: str, shards: ShardReader, tracks: range, encoder: _Encoder, progress: Progress, label: str
 ) -> None:
     params = encoder.params
-    windows = [
-        window
+    windows = joined([
+        choose_windows(track, shards.tracks[track], shards.downbeats(track), params)
         for track in tracks
         if shards.tracks[track].split in SPLITS
-        for window in choose_windows(track, shards.tracks[track], shards.downbeats(track), params)
-    ]
+    ])  # fmt: skip
     shape, width, size = encoder.latent_shape, encoder.width, params.latents.batch_size
     with atomic_file(path) as temporary, new_hdf5(temporary) as file:
         layout: dict[str, tuple[tuple[int, ...], str]] = {
             "mean": (shape, "f2"), "logvar": (shape, "f2"), "audio": ((width,), "f4"), "text": ((width,), "f4"),
         }  # fmt: skip
         for name, (item, dtype) in layout.items():
-            chunks = (1, *item) if windows else None
-            file.create_dataset(name, (len(windows), *item), dtype, chunks=chunks, fletcher32=bool(windows))
-        columns = Windows.of(windows)
-        columns.track -= tracks.start
-        for name in COLUMNS:
-            file[name] = getattr(columns, name)
+            chunks = (1, *item) if len(windows) else None
+            file.create_dataset(name, (len(windows), *item), dtype, chunks=chunks, fletcher32=len(windows) > 0)
+        own = windows.copy()
+        own.track -= tracks.start  # a part is of its shard alone, wherever that stands in the index
+        file["windows"] = own
         file.attrs["key"] = key
         for begin in range(0, len(windows), size):
             progress(label, begin, len(windows))
@@ -192,7 +175,7 @@ def _holds(path: Path, key: str) -> bool:
 class LatentReader:
     """Random access to the windows of a latents folder; may be pickled or forked.
 
-    `windows` lists them; `scale` multiplies VAE latents to about unit variance. Sizes are compared with the
+    `windows` lists them (WINDOW); `scale` multiplies VAE latents to about unit variance. Sizes are compared with the
     index when it is made and checksums when data is read; any difference is a DataError.
     """
 
@@ -235,18 +218,18 @@ class LatentReader:
                 )
 
     def _listed(self) -> Windows:
-        columns = {name: np.empty(self._first[-1], dtype) for name, dtype in COLUMNS.items()}
-        for part, first in zip(self._parts, self._first, strict=False):
-            path, rows = self.folder / part["file"], slice(first, first + part["windows"])
+        for part in self._parts:
+            path = self.folder / part["file"]
             if not path.is_file() or path.stat().st_size != part["bytes"]:
                 raise DataError(f"{path} is missing or was altered.", AGAIN)
-            with self._reading(path), h5py.File(path, "r", locking=False) as file:
-                if file.attrs["key"] != part["key"]:
-                    raise OSError("it holds other windows than the index says")
-                for name, column in columns.items():
-                    column[rows] = file[name][:]
-            columns["track"][rows] += part["first_track"]
-        return Windows(columns)
+        path = self.folder / WINDOWS
+        with self._reading(path):
+            if sha256(path) != self.index["windows_sha256"]:
+                raise OSError("it is not the one that the index names")
+            windows = np.load(path, allow_pickle=False)
+            if windows.dtype != WINDOW or windows.shape != (self._first[-1],):
+                raise OSError("it does not list the windows of the parts")
+            return windows.view(np.recarray)
 
     def _read(self, name: str, i: int) -> NDArray[Any]:
         number = int(np.searchsorted(self._first, i, side="right")) - 1
@@ -255,8 +238,14 @@ class LatentReader:
             self._files, self._process = {}, os.getpid()
         with self._reading(self.folder / part):
             if part not in self._files:
-                self._files[part] = h5py.File(self.folder / part, "r", locking=False)
+                self._files[part] = self._opened(self._parts[number])
             return np.asarray(self._files[part][name][i - self._first[number]])
+
+    def _opened(self, part: dict[str, Any]) -> h5py.File:
+        file = h5py.File(self.folder / part["file"], "r", locking=False)
+        if file.attrs["key"] != part["key"]:
+            raise OSError("it holds other windows than the index says")
+        return file
 
     @contextmanager
     def _reading(self, path: Path) -> Iterator[None]:
@@ -294,7 +283,7 @@ class LatentDataset(Dataset):
             "mean": mean,
             "logvar": logvar,
             "condition": self.latents.embedding(row, self.condition),
-            "track": self.latents.windows[row].track,
+            "track": int(self.latents.windows[row].track),
         }
 
 

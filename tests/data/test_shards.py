@@ -222,7 +222,7 @@ def test_beats_of_an_older_version_are_told_with_the_command(work, tmp_path):
     path = mine / "beats" / "beats.jsonl"
     path.write_text(path.read_text().replace('"mean_bpm"', '"tempo_group"'))
     with pytest.raises(DataError, match=rf"or an older version's \({len(NAMES)} are missing\)") as error:
-        make(mine)
+        write(mine, mine / "shards")
     assert "musicldm prep beats" in error.value.remedy
 
 

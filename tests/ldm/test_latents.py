@@ -1,8 +1,8 @@
 """Latents: which windows, what is stored of them, and how they are read back."""
 
+import json
 import pickle
 import shutil
-from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -16,7 +16,6 @@ from stages.errors import DataError
 from stages.ldm.latents import (
     LatentDataset,
     LatentReader,
-    Windows,
     choose_windows,
     prepare,
     read_clip,
@@ -35,10 +34,10 @@ def test_windows_are_downbeats_and_a_grid(project):
     assert [w.start / 16_000 for w in windows if w.on_downbeat] == [0.3, 2.3, 4.3, 6.3]
     assert [w.start / 16_000 for w in windows if w.on_grid] == [0, 1.28, 2.56, 3.84, 5.12, 6.4]
     assert all(w.on_grid or w.on_downbeat for w in windows)
+    assert set(windows.track) == {number}
     few = choose_windows(number, reader.tracks[number], np.arange(0, 9, 0.5), toy_params_with_three_downbeats())
     assert [w.start / 16_000 for w in few if w.on_downbeat] == [0, 3, 6]
     assert [w.on_grid for w in few if w.start == 0] == [True]  # a downbeat that lies on the grid is of both
-    assert list(Windows.of(few)) == few
 
 
 def toy_params_with_three_downbeats():
@@ -91,25 +90,44 @@ def test_by_track_an_item_is_a_track_and_the_seed_its_window(project):
 def test_parts_of_any_size_are_found_by_their_windows(project, tmp_path):
     """Also one that holds none, as a shard of the test split makes it."""
     latents = LatentReader(project.latents)
-    parts = latents.index["parts"]
-    assert len(parts) == 1
-    copy = tmp_path / "latents"
+    copy, (part,) = tmp_path / "latents", latents.index["parts"]
     shutil.copytree(project.latents, copy)
-    with h5py.File(copy / parts[0]["file"]) as whole, h5py.File(copy / "none.h5", "w") as none:
-        for name in ("track", "start", "on_grid", "on_downbeat"):
-            none[name] = whole[name][:0]
+    with h5py.File(copy / "none.h5", "w") as none:
         none.attrs["key"] = "none"
     empty = {"file": "none.h5", "bytes": (copy / "none.h5").stat().st_size, "key": "none", "windows": 0}
-    again = [{**empty, "first_track": 0}, parts[0], {**empty, "first_track": 11}, {**parts[0], "first_track": 20}]
-    write_json(copy / "index.json", latents.index | {"parts": again})
+    np.save(copy / "windows.npy", np.concatenate([latents.windows, latents.windows]))
+    digest = {"windows_sha256": sha256(copy / "windows.npy")}
+    write_json(copy / "index.json", latents.index | digest | {"parts": [empty, part, empty, part]})
     reader = LatentReader(copy)
     assert len(reader) == 2 * len(latents)
     for row in (0, 7, len(latents) - 1):
-        assert reader.windows[row] == latents.windows[row]
-        assert reader.windows[row + len(latents)] == replace(
-            latents.windows[row], track=latents.windows[row].track + 20
-        )
+        assert torch.equal(reader.posterior(row)[0], latents.posterior(row)[0])
         assert torch.equal(reader.posterior(row + len(latents))[0], latents.posterior(row)[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path, _: path.unlink(),
+        lambda path, _: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path, _: np.save(path, np.zeros(3)),
+        lambda path, windows: np.save(path, windows[:-1]),
+        lambda path, windows: np.save(path, windows.astype([(name, "i8") for name in windows.dtype.names])),
+        lambda path, _: np.save(path, np.array([{}], dtype=object), allow_pickle=True),
+    ],
+)
+@pytest.mark.parametrize("lies", [False, True])
+def test_a_list_of_windows_that_is_not_the_indexs_is_refused(project, tmp_path, change, lies):
+    """Also where the index was altered to name it; and it is never unpickled."""
+    copy = tmp_path / "latents"
+    shutil.copytree(project.latents, copy)
+    change(copy / "windows.npy", LatentReader(project.latents).windows)
+    if lies and (copy / "windows.npy").exists():
+        index = json.loads((copy / "index.json").read_text())
+        write_json(copy / "index.json", index | {"windows_sha256": sha256(copy / "windows.npy")})
+    with pytest.raises(DataError, match=r"windows\.npy cannot be read") as caught:
+        LatentReader(copy)
+    assert "musicldm prep latents" in caught.value.remedy
 
 
 def test_posterior_samples_have_its_moments():
