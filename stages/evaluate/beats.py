@@ -109,8 +109,9 @@ def _by_name(folder: Path) -> dict[str, Path]:
     """Files with one of SUFFIXES by their names without it; hidden ones are passed over."""
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-            name = path.relative_to(folder).with_suffix("").as_posix()
+        below = path.relative_to(folder)
+        if path.suffix.lower() in SUFFIXES and not any(part[0] == "." for part in below.parts):
+            name = below.with_suffix("").as_posix()
             if name in files:
                 raise DataError(f"{files[name]} and {path} are both beats of {name}.", "Keep one of them.")
             files[name] = path

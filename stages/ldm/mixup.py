@@ -7,7 +7,6 @@ training that is resumed sees the same ones, and a bank of them is a window that
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -24,8 +23,6 @@ from stages.ldm.latents import LatentReader, read_clip, sample_posterior
 from stages.params import Params
 from stages.vae.model import Vae
 from stages.vocoder.model import Vocoder
-
-SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,8 @@ class Pairs:
         windows, training = latents.windows, [i for i, track in enumerate(shards.tracks) if track.split == "train"]
         aligned = self.ldm.mixup != "simple"
         self._rows = np.flatnonzero(windows.on_downbeat if aligned else windows.on_grid)
-        self._first, self._stop = (np.searchsorted(windows.track[self._rows], training, side) for side in SIDES)
+        of = windows.track[self._rows]
+        self._first, self._stop = np.searchsorted(of, training, "left"), np.searchsorted(of, training, "right")
         counts = (self._stop - self._first).tolist()
         tracks = [_candidate(shards.tracks[i], starts) for i, starts in zip(training, counts, strict=True)]
         self._partners = partners(tracks, params.tempo) if aligned else others(tracks)
