@@ -22,10 +22,11 @@ import torch
 
 from stages import params
 from stages.beats import backends
+from stages.beats.annotations import read_beats
 from stages.beats.decode import Bars
 from stages.data.score_beats.collection import read_index
 from stages.errors import MissingDependencyError
-from stages.evaluate.beats import read_beats, score
+from stages.evaluate.beats import score
 
 DEMO = Path(__file__).parents[1] / "data" / "demo"
 BACKENDS = ("beat-transformer", "madmom", "beat-this")

@@ -3,7 +3,9 @@
 The demo music is brought to 44.1 kHz stereo in three formats first, as collections come; every figure is the
 median of rounds that take all contestants in turn, one core each. Times are CPU seconds of the process and its
 children, so that what else runs on the machine counts less; throughput is seconds of music in one of them. Reading
-shards is timed by the clock. What share of a training step it takes tells `benchmarks/train.py`.
+shards is timed by the clock. At the end, how pairing for mixup and the list of latents' windows grow with the
+collection, on synthetic records (`--only growth` for these alone). What share of a training step reading takes tells
+`benchmarks/train.py`.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +31,7 @@ from stages.audio import io
 from stages.data.collect import make_manifest
 from stages.data.manifest import read_manifest
 from stages.data.resample import resample_collection
+from stages.store import sha256
 
 DEMO = Path(__file__).parents[1] / "data" / "demo"
 FORMATS = (".ogg", ".mp3", ".flac")
@@ -154,8 +158,8 @@ def shards(folder: Path) -> Path:
     from stages.data.shards import write_shards
 
     audio, rows = read_manifest(folder / "audio"), folder / "rows.jsonl"
-    nothing = {"beats": [], "downbeats": [], "metre": None, "tempo_bpm": None, "tempo_confidence": 0.0,
-               "tempo_group": None, "caption": "music"}  # fmt: skip
+    nothing = {"beats": [], "downbeats": [], "metre": None, "tempo_bpm": None, "mean_bpm": None,
+               "tempo_confidence": 0.0, "caption": "music"}  # fmt: skip
     rows.write_text("".join(json.dumps({"id": track.id, **nothing}) + "\n" for track in audio.tracks))
     write_shards(folder / "audio" / "manifest.csv", rows, rows, folder / "shards", params.Params(), jobs=1)
     return folder / "shards"
@@ -184,11 +188,89 @@ def reading(folder: Path, count: int, cores: set[int]) -> dict[str, float]:
     return {f"clips a second, {name}": statistics.median(rates) for name, rates in found.items()}
 
 
+def growth(folder: Path) -> dict[str, float]:
+    """How pairing and the list of windows grow with the number of tracks; CPU seconds, and peak megabytes."""
+    figures: dict[str, float] = {}
+    for tracks in (1000, 10_000, 100_000):
+        found = pairing(tracks) | window_list(folder / str(tracks), tracks)
+        for name, figure in found.items():
+            print(f"  {tracks:7} tracks, {name:30} {figure:9.4f}")
+        figures |= {f"{tracks} tracks, {name}": figure for name, figure in found.items()}
+    return figures
+
+
+def cpu_seconds(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def pairing(tracks: int) -> dict[str, float]:
+    """Finding all partners, and drawing some, of synthetic tracks, two to a recording."""
+    from stages.beats.align import Candidate, Partners, others, partners
+
+    draw = np.random.default_rng(0)
+    listed = [Candidate(bpm, float(round(bpm)), 0.9, 4, 90, 64, recording=str(number // 2))
+              for number, bpm in enumerate(draw.uniform(60, 200, tracks).tolist())]  # fmt: skip
+
+    def drawing(found: Partners) -> float:
+        firsts = draw.choice(np.flatnonzero(found.counts), 1000).tolist()
+        return cpu_seconds(lambda: [found.draw(first, draw) for first in firsts])
+
+    return {
+        "pairing for bam and blm, s": cpu_seconds(lambda: partners(listed, params.Tempo())),
+        "1000 draws of bam and blm, s": drawing(partners(listed, params.Tempo())),
+        "pairing for simple, s": cpu_seconds(lambda: others(listed)),
+        "1000 draws of simple, s": drawing(others(listed)),
+    }
+
+
+def window_list(folder: Path, tracks: int) -> dict[str, float]:
+    """Reading the list of latents' windows, of tracks of three minutes: 34 on the grid and 64 on downbeats each."""
+    from stages.ldm.latents import LatentReader
+
+    write_window_list(folder, tracks)
+    taken = cpu_seconds(lambda: LatentReader(folder))
+    tracemalloc.start()
+    len(LatentReader(folder))
+    peak = tracemalloc.get_traced_memory()[1] / 1e6
+    tracemalloc.stop()
+    return {"latent index, s": taken, "latent index, peak MB": peak}
+
+
+def write_window_list(folder: Path, tracks: int, grid: int = 34, downbeats: int = 64, tracks_a_shard: int = 44) -> None:
+    """What `prep latents` leaves, its parts empty."""
+    from stages.ldm.latents import INDEX, SCHEMA, WINDOW, WINDOWS
+
+    folder.mkdir()
+    windows = np.zeros(tracks * (grid + downbeats), WINDOW)
+    windows["track"] = np.repeat(np.arange(tracks), grid + downbeats)
+    windows["on_grid"] = np.tile(np.arange(grid + downbeats) < grid, tracks)
+    np.save(folder / WINDOWS, windows)
+    parts = []
+    for first in range(0, tracks, tracks_a_shard):
+        (folder / f"{first}.h5").touch()
+        own = min(tracks_a_shard, tracks - first) * (grid + downbeats)
+        parts.append({"file": f"{first}.h5", "bytes": 0, "key": "", "windows": own})
+    head = {"schema": SCHEMA, "scale": 1.0, "windows_sha256": sha256(folder / WINDOWS)}
+    (folder / INDEX).write_text(json.dumps(head | {"parts": parts}))
+
+
+def sound(folder: Path, tracks: int, count: int, cores: set[int]) -> dict[str, float]:
+    (folder / "music").mkdir()
+    figures = resampling(folder, tracks, count)
+    for minutes in (10, 60, 180):
+        figures[f"peak MB, {minutes} min"] = memory(folder, minutes)
+        print(f"  resampling a file of {minutes:3} min takes {figures[f'peak MB, {minutes} min']:.0f} MB at most")
+    return figures | reading(shards(folder), count, cores)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--tracks", type=int, default=18)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=["growth"])
     options = parser.parse_args()
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})  # one core for everybody, children included
@@ -197,12 +279,8 @@ def main() -> None:
     print(f"{model or platform.processor()}, one core; load {os.getloadavg()[0]:.1f} before")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "music").mkdir()
-        figures = resampling(folder, options.tracks, options.rounds)
-        for minutes in (10, 60, 180):
-            figures[f"peak MB, {minutes} min"] = memory(folder, minutes)
-            print(f"  resampling a file of {minutes:3} min takes {figures[f'peak MB, {minutes} min']:.0f} MB at most")
-        figures |= reading(shards(folder), options.rounds, cores)
+        figures = {} if options.only else sound(folder, options.tracks, options.rounds, cores)
+        figures |= growth(folder)
     print(f"load {os.getloadavg()[0]:.1f} after")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -31,7 +31,7 @@ from generate import random_pipeline
 
 from stages.clap.train import ClapTask
 from stages.data.shards import ShardReader
-from stages.ldm.latents import choose_windows, prepare
+from stages.ldm.latents import choose_windows, joined, prepare
 from stages.ldm.mixup import Mixer, Pairs
 from stages.ldm.train import LdmTask, build_task
 from stages.params import Params, resolve
@@ -189,8 +189,8 @@ class RandomLatents:
 
     def __init__(self, shards: ShardReader, params: Params) -> None:
         self.shape, self.width = params.latent_shape, params.clap.projection_dim
-        self.windows = [window for number, info in enumerate(shards.tracks) if info.split == "train"
-                        for window in choose_windows(number, info, shards.downbeats(number), params)]  # fmt: skip
+        self.windows = joined([choose_windows(number, info, shards.downbeats(number), params)
+                               for number, info in enumerate(shards.tracks) if info.split == "train"])  # fmt: skip
 
     def posterior(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.randn(self.shape, generator=torch.Generator().manual_seed(i)), torch.zeros(self.shape)

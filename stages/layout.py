@@ -26,7 +26,7 @@ class Layout:
 
     @property
     def beats(self) -> Path:
-        """beats.jsonl: beats, downbeats, metre, tempo, confidence, tempo group of each track."""
+        """beats.jsonl: beats, downbeats, metre, tempo and confidence of each track."""
         return self.work / "beats"
 
     @property

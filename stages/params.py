@@ -120,13 +120,16 @@ class Beats(Section):
 
 
 class Tempo(Section):
-    """Which tracks may be mixed with which (paper, section 3.2; rule and tolerance are ours)."""
+    """Which tracks may be mixed with which (paper, section 3.2; rule and tolerance are ours).
+
+    Read by `prep beats` for its counts and by `train ldm`: a change holds at once, nothing is tracked again.
+    """
 
     rule: Literal["octave-log", "bpm-div-3"] = "octave-log"
-    low_bpm: PositiveFloat = 70.0  # tempos are folded by octaves into [low_bpm, 2 * low_bpm)
-    tolerance: Annotated[float, Field(gt=0, lt=0.5)] = 0.03
+    low_bpm: PositiveFloat = 70.0  # where the circle of octaves is cut into groups, for counts and pictures
+    tolerance: Annotated[float, Field(gt=0, lt=0.5)] = 0.03  # by how much partners' tempos differ, up to octaves
     min_confidence: Share = 0.5
-    min_downbeats: Annotated[int, Field(ge=2)] = 2
+    min_downbeats: Annotated[int, Field(ge=2)] = 2  # heard in the track; one with a clip after it is enough to mix
 
 
 class Captions(Section):
@@ -243,7 +246,10 @@ class Vocoder(Section):
 
 
 class Latents(Section):
-    """Which windows are encoded: a grid, and starts on downbeats."""
+    """Which windows are encoded: a grid, and starts on downbeats.
+
+    Plain clips and simple mixup draw from the grid, aligned mixup from the downbeats.
+    """
 
     grid_seconds: PositiveFloat = 5.12
     downbeats_per_track: Annotated[int, Field(ge=0)] = 64
@@ -694,6 +700,8 @@ def impossible(p: Params) -> list[tuple[str, str]]:
     check(p.clap.text.hidden_size % p.clap.text.heads == 0, "clap.text.heads", "does not divide hidden_size")
     check(p.clap.f_min < p.clap.f_max <= p.clap.sample_rate / 2, "clap.f_max",
           f"{p.clap.f_max} Hz must lie above f_min and at most at half of clap.sample_rate")  # fmt: skip
+    check(p.latents.downbeats_per_track > 0 or p.ldm.mixup in ("none", "simple"), "latents.downbeats_per_track",
+          f"0 leaves nothing to mix by ldm.mixup {p.ldm.mixup}")  # fmt: skip
     check(p.beats.min_bpm < p.beats.max_bpm, "beats.max_bpm", "must lie above min_bpm")
     check(p.manifest.valid_share + p.manifest.test_share < 1, "manifest.test_share", "leaves nothing to train on")
     for name in ("clap", "vae", "vocoder", "ldm"):

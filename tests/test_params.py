@@ -92,6 +92,7 @@ def test_every_mistake_is_reported_at_once():
         ("clap.audio.heads=[1,2]", "clap.audio.depths"),
         ("clap.audio.spec_size=100", "clap.audio.spec_size"),
         ("beats.max_bpm=10", "beats.max_bpm"),
+        ("latents.downbeats_per_track=0", "latents.downbeats_per_track"),
         ("manifest.test_share=0.95", "manifest.test_share"),
         ("ldm.train.accumulation=3", "ldm.train.accumulation"),
         ("ldm.mixup=shuffle", "ldm.mixup"),

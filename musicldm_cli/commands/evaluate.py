@@ -305,7 +305,7 @@ def report(
 def beats(
     context: typer.Context,
     estimates: Annotated[Path, typer.Argument(help="A .beats file, or a folder of them.")],
-    references: Annotated[Path, typer.Argument(help="The true beats: .beats, CSV or JAMS, of the same names.")],
+    references: Annotated[Path, typer.Argument(help="The true beats: .beats, CSV, text or JAMS, of the same names.")],
 ) -> None:
     """F-measure, CMLt, AMLt and Cemgil of tracked beats and downbeats; the first 5 s are dropped."""
     from stages.evaluate.beats import evaluate_beats
@@ -317,6 +317,7 @@ def beats(
     for name, count in (("beats", scores["n"]), ("downbeats", scores["n_downbeats"])):
         values = (scores[name] or {}).values()
         lines.append(f"{name:10} " + " ".join(f"{value:6.3f}" for value in values) + f" {count:6d}")
+    lines += [f"Left out: {one['id']}, {one['reason']}." for one in scores["left_out"]]
     found.output.result("\n".join(lines), [], **scores)
 
 

@@ -150,8 +150,13 @@ def beats(
     figures = reports.summarise(rhythms, collection, params)
     text = (
         f"{figures.tracked} of {figures.tracks} tracks have a tempo that can be trusted, in {figures.groups} groups; "
-        f"{figures.share_with_partner:.1%} of all have a partner to be mixed with."
+        f"{figures.share_with_partner:.1%} of the {figures.training_tracks} training tracks have a partner to be "
+        "mixed with."
     )
+    if figures.without_partner:
+        text += f"\nWithout: {figures.without_partner}."
+    if report:
+        text += f"\nThe page: {paths[-1]}"
     found.output.result(text, paths, **vars(figures))
 
 

@@ -19,5 +19,5 @@ def import_beat_transformer(file: Path, out: Path) -> int:
     network = BeatTransformer(Sizes())
     fit(network, read_tensors(file, REMEDY), file, REMEDY)
     card = {"source": file.name, "source_sha256": sha256(file), "stems": Sizes().stems}
-    save_tracker(Tracker(network.eval(), PUBLISHED, scaled=False), out, card)
+    save_tracker(Tracker(network.eval(), PUBLISHED, scaled=False), out, card, half=False)
     return sum(parameter.numel() for parameter in network.parameters())

@@ -1,4 +1,4 @@
-"""Beat Transformers on disk: a sealed folder with config.json and model.safetensors in half precision."""
+"""Beat Transformers on disk: a sealed folder with config.json and model.safetensors."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from stages.beats.features import FrontEnd, Mel
 from stages.beats.transformer import BeatTransformer, Sizes
-from stages.errors import ModelError
-from stages.store import model_card, model_folder, read_json
-from stages.tensors import read_tensors
+from stages.errors import DataError, ModelError
+from stages.store import model_card, model_folder, read_json, verify_model
+from stages.training.checkpoint import load_weights
 
 KIND = "beats"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+REMEDY = "Train, copy or import it again."
 WINDOW_SECONDS, CONTEXT_SECONDS = 120.0, 12.0  # of inference: flat memory, and what a frame sees on either side
 SCALE_DB = 40.0  # the trained network's input is dB / 40 + 1, about -1 to 1
 
@@ -62,23 +63,30 @@ class Config:
         return cls(sizes, FrontEnd(**row["front_end"]), row["scaled"])
 
 
-def save_tracker(tracker: Tracker, path: Path, card: dict[str, Any]) -> None:
-    """Write a sealed model folder. Half precision moves no probability by more than a thousandth or so."""
+def save_tracker(tracker: Tracker, path: Path, card: dict[str, Any], half: bool = True) -> None:
+    """Write a sealed model folder. Half precision moves no probability by more than a thousandth or so: enough for
+    our own trackers, too much for what is compared with its original."""
     config = Config(tracker.network.sizes, tracker.front_end, tracker.scaled)
     with model_folder(path, KIND, card) as folder:
         (folder / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
-        state = {name: value.half().contiguous() for name, value in tracker.network.state_dict().items()}
+        dtype = torch.float16 if half else torch.float32
+        state = {name: value.to(dtype).contiguous() for name, value in tracker.network.state_dict().items()}
         save_file(state, folder / WEIGHTS)
 
 
 def load_tracker(path: Path, device: str = "cpu") -> Tracker:
-    """The tracker of a folder of `train beats` or `model import beat-transformer`, in float32. Raises ModelError."""
+    """The tracker of a folder of `train beats` or `model import beat-transformer`, in float32.
+
+    Raises ModelError when it is another model's, a file differs from its seal, or they do not make a tracker.
+    """
     model_card(path, KIND)
+    problems = verify_model(path)
+    if problems:
+        raise ModelError(f"{path} differs from its seal: {'; '.join(problems)}.", REMEDY)
     try:
-        config = Config.from_row(read_json(path / CONFIG, "Train or import it again."))
-        state = {name: value.float() for name, value in read_tensors(path / WEIGHTS).items()}
+        config = Config.from_row(read_json(path / CONFIG, REMEDY))
         network = BeatTransformer(config.sizes)
-        network.load_state_dict(state, strict=True)
-    except (OSError, KeyError, TypeError, RuntimeError) as error:
-        raise ModelError(f"{path} does not hold a beat tracker: {error}.", "Train or import it again.") from error
+    except (DataError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ModelError(f"{path / CONFIG} is not a beat tracker's: {error}.", REMEDY) from error
+    load_weights(network, path / WEIGHTS, REMEDY)
     return Tracker(network, config.front_end, config.scaled).eval().to(device)

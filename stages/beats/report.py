@@ -11,7 +11,7 @@ import numpy as np
 
 from stages import params
 from stages.audio import io
-from stages.beats.align import TrackTempo, partners, usable_downbeats
+from stages.beats.align import Candidate, clip_starts, counted, reasons, tempo_group
 from stages.beats.tempo import BEATS, Rhythm, octave_doubt
 from stages.data.manifest import Manifest
 from stages.errors import DataError
@@ -24,12 +24,14 @@ BEAT_HZ, DOWNBEAT_HZ, CLICK_SECONDS = 1000.0, 2000.0, 0.05
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts over a collection. `share_with_partner` is of all tracks."""
+    """Counts over a collection. `share_with_partner` is of the training tracks, which alone are mixed."""
 
     tracks: int
-    tracked: int  # with a tempo group
+    tracked: int  # with a tempo that can be trusted
     groups: int
+    training_tracks: int
     share_with_partner: float
+    without_partner: str  # the reasons of the others, each with its count
 
 
 def read_rhythms(path: Path) -> list[Rhythm]:
@@ -40,37 +42,48 @@ def read_rhythms(path: Path) -> list[Rhythm]:
         raise DataError(f"{path} does not hold tracked beats: {error}.", REMEDY) from error
 
 
-def mixing_tempos(rhythms: list[Rhythm], manifest: Manifest, settings: params.Params) -> list[TrackTempo]:
-    """What decides on partners, one a track; downbeats count where a clip of audio.clip_seconds follows them."""
+def candidates(rhythms: list[Rhythm], manifest: Manifest, settings: params.Params) -> list[Candidate]:
+    """What decides on partners, one a track, as training finds it in shards and latents."""
     rate, clip = settings.audio.sample_rate, settings.audio.clip_samples
     return [
-        TrackTempo(
-            found.tempo_bpm,
-            found.tempo_group,
-            found.metre,
-            usable_downbeats(found.downbeats, round(track.seconds * rate), rate, clip),
-            track.artist,
-            track.title,
-            track.sha256,
+        Candidate(
+            found.tempo_bpm, found.mean_bpm, found.tempo_confidence, found.metre, len(found.downbeats),
+            len(clip_starts(found.downbeats, round(track.seconds * rate), rate, clip)),
+            track.artist, track.title, track.recording,
         )
         for found, track in zip(rhythms, manifest.tracks, strict=True)
-    ]
+    ]  # fmt: skip
 
 
 def summarise(rhythms: list[Rhythm], manifest: Manifest, settings: params.Params) -> Summary:
-    groups = [found.tempo_group for found in rhythms if found.tempo_group is not None]
-    mixable = sum(1 for mine in partners(mixing_tempos(rhythms, manifest, settings), settings.tempo) if len(mine))
-    return Summary(len(rhythms), len(groups), len(set(groups)), round(mixable / max(len(rhythms), 1), 4))
+    return _Collection(rhythms, manifest, settings).summary()
+
+
+class _Collection:
+    """Tracks as they will be mixed: their groups, and for those of the training split why one has no partner."""
+
+    def __init__(self, rhythms: list[Rhythm], manifest: Manifest, settings: params.Params) -> None:
+        tracks = candidates(rhythms, manifest, settings)
+        self.groups = [tempo_group(track, settings.tempo) for track in tracks]
+        training = [place for place, track in enumerate(manifest.tracks) if track.split == "train"]
+        alone = reasons([tracks[place] for place in training], settings.tempo)
+        self.without = {rhythms[place].id: reason for place, reason in zip(training, alone, strict=True)}
+
+    def summary(self) -> Summary:
+        grouped, alone = [found for found in self.groups if found is not None], list(self.without.values())
+        share = alone.count(None) / max(len(alone), 1)
+        return Summary(len(self.groups), len(grouped), len(set(grouped)), len(alone), round(share, 4), counted(alone))
 
 
 def write_report(rhythms: list[Rhythm], manifest: Manifest, settings: params.Params, path: Path) -> Summary:
     """One HTML file without outside references: tempos, groups, confidence, partners, doubts and rejections."""
     from jinja2 import Environment
 
-    summary = summarise(rhythms, manifest, settings)
+    collection = _Collection(rhythms, manifest, settings)
+    summary = collection.summary()
     doubts = [(found.id, octave_doubt(found, settings.tempo)) for found in rhythms]
     tempos = [found.tempo_bpm for found in rhythms if found.tempo_bpm is not None]
-    sizes = Counter(found.tempo_group for found in rhythms if found.tempo_group is not None)
+    sizes = Counter(number for number in collection.groups if number is not None)
     trusts = [found.tempo_confidence for found in rhythms]
     figures = [
         ("Tempo as tracked", _histogram(tempos, np.arange(40, 245, 5), "BPM")),
@@ -84,7 +97,7 @@ def write_report(rhythms: list[Rhythm], manifest: Manifest, settings: params.Par
         tempo=settings.tempo,
         metres=sorted(Counter(str(found.metre or "none") for found in rhythms).items()),
         doubts=[(track, why) for track, why in doubts if why],
-        rejected=[(found.id, found.reason) for found in rhythms if found.reason],
+        rejected=[(track, why) for track, why in collection.without.items() if why],
     )
     write_text(path, html)
     return summary
@@ -185,17 +198,18 @@ figure { margin: 1rem 0; } svg { max-width: 100%; height: auto; }
 <h1>Beats and tempo groups</h1>
 <table>
 <tr><th>Tracks</th><td>{{ summary.tracks }}</td></tr>
-<tr><th>With a tempo group</th><td>{{ summary.tracked }}</td></tr>
+<tr><th>With a tempo that can be trusted</th><td>{{ summary.tracked }}</td></tr>
 <tr><th>Tempo groups</th><td>{{ summary.groups }}</td></tr>
-<tr><th>Share of all tracks with a partner</th><td>{{ "%.1f" | format(100 * summary.share_with_partner) }}%</td></tr>
+<tr><th>Share of the {{ summary.training_tracks }} training tracks with a partner</th>
+<td>{{ "%.1f" | format(100 * summary.share_with_partner) }}%</td></tr>
 <tr><th>Metre (beats a bar)</th><td>{% for metre, n in metres %}{{ metre }}: {{ n }} tracks{{ ", " if not loop.last }}
 {% endfor %}</td></tr>
-<tr><th>Rule</th><td>{{ tempo.rule }}, tolerance {{ tempo.tolerance }}, folded from {{ tempo.low_bpm }} BPM,
+<tr><th>Rule</th><td>{{ tempo.rule }}, tolerance {{ tempo.tolerance }}, octaves from {{ tempo.low_bpm }} BPM,
 confidence at least {{ tempo.min_confidence }}, at least {{ tempo.min_downbeats }} downbeats</td></tr>
 </table>
 {% for title, svg in figures %}<figure><figcaption>{{ title }}</figcaption>{{ svg }}</figure>
 {% endfor %}
-{% for title, rows in (("Suspected octave errors", doubts), ("Never mixed, and why", rejected)) %}
+{% for title, rows in (("Suspected octave errors", doubts), ("Training tracks without a partner, and why", rejected)) %}
 <h2>{{ title }}: {{ rows | length }}</h2>
 <table>{% for track, why in rows %}<tr><td>{{ track }}</td><td>{{ why }}</td></tr>
 {% endfor %}</table>

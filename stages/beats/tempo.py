@@ -1,4 +1,4 @@
-"""From beat times to a tempo, how far it can be trusted, and the group of tracks it may be mixed with."""
+"""From beat times to a tempo, how far it can be trusted, and where it lies on the circle of octaves."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ CLEAR = 0.6  # salience of beats that are plainly there: half of the demo music 
 
 @dataclass(frozen=True)
 class Rhythm:
-    """What is known of one track's beat: a row of beats.jsonl.
+    """What was measured of one track's beat: a row of beats.jsonl. Nothing in it depends on the section `tempo`.
 
-    `beats` and `downbeats` are seconds, `metre` beats a bar. `tempo_group` is None for a track that must
-    never be mixed, and then `reason` says why.
+    `beats` and `downbeats` are seconds, `metre` beats a bar; `tempo_bpm` is 60 over the typical interval
+    (`median_bpm`), `mean_bpm` that of the public code.
     """
 
     id: str
@@ -28,33 +28,25 @@ class Rhythm:
     downbeats: list[float]
     metre: int | None
     tempo_bpm: float | None
+    mean_bpm: float | None
     tempo_confidence: float
-    tempo_group: int | None
-    reason: str | None
 
     @classmethod
-    def judge(
-        cls, track_id: str, bars: NDArray[np.float64], seconds: float, settings: params.Tempo, salience: float = 1.0
-    ) -> "Rhythm":
-        """Tempo, confidence and group of a track of `seconds` from `bars` (N, 2): time, position in the bar from 1.
+    def measure(cls, track_id: str, bars: NDArray[np.float64], seconds: float, salience: float = 1.0) -> "Rhythm":
+        """Tempo and confidence of a track of `seconds` from `bars` (N, 2): time, position in the bar from 1.
 
         The confidence is that of the beats' times, less what `salience`, how clearly they were heard, lacks of CLEAR.
         """
         beats, positions = bars[:, 0], bars[:, 1].astype(int)
-        downbeats = beats[positions == 1]
-        bpm = mean_bpm(beats) if settings.rule == "bpm-div-3" else median_bpm(beats)
-        bpm = None if bpm is None else round(bpm, 4)  # as written, so that readers find the same group
-        trust = confidence(beats, seconds) * min(1.0, salience / CLEAR)
-        reason = why_not_mixable(bpm, trust, len(downbeats), settings)
+        bpm = median_bpm(beats)
         return cls(
             id=track_id,
             beats=beats.round(4).tolist(),
-            downbeats=downbeats.round(4).tolist(),
+            downbeats=beats[positions == 1].round(4).tolist(),
             metre=metre(positions),
-            tempo_bpm=bpm,
-            tempo_confidence=round(trust, 4),
-            tempo_group=None if reason or bpm is None else group(bpm, settings),
-            reason=reason,
+            tempo_bpm=None if bpm is None else round(bpm, 4),
+            mean_bpm=mean_bpm(beats),
+            tempo_confidence=round(confidence(beats, seconds) * min(1.0, salience / CLEAR), 4),
         )
 
     @classmethod
@@ -81,14 +73,6 @@ def mean_bpm(beats: ArrayLike) -> float | None:
     return float(round((times.size - 1) / (times[-1] - times[0]) * 60)) if times.size > 1 else None
 
 
-def fold(bpm: ArrayLike, low_bpm: float) -> NDArray[np.float64]:
-    """Tempos moved by whole octaves into [low_bpm, 2 * low_bpm)."""
-    tempo = np.asarray(bpm, dtype=np.float64)
-    folded = tempo / np.exp2(np.floor(np.log2(tempo / low_bpm)))
-    folded = np.where(folded >= 2 * low_bpm, folded / 2, folded)  # the logarithm's rounding at the edges
-    return np.where(folded < low_bpm, folded * 2, folded)
-
-
 def confidence(beats: ArrayLike, seconds: float) -> float:
     """How far a track's tempo can be trusted, 0..1, from the regularity of its beats.
 
@@ -108,32 +92,30 @@ def confidence(beats: ArrayLike, seconds: float) -> float:
     return regularity * coverage * evidence
 
 
+def octave_place(bpm: ArrayLike, low_bpm: float) -> NDArray[np.float64]:
+    """Where tempos lie on the circle of octaves, in [0, 1): 0 is `low_bpm`, its half and its double.
+
+    The distance of two tempos, up to octaves, is the shorter way round: 139 and 141 BPM are neighbours across 0.
+    """
+    return np.log2(np.asarray(bpm, dtype=np.float64) / low_bpm) % 1.0 % 1.0  # a tiny negative one would give 1.0
+
+
 def group_count(settings: params.Tempo) -> int:
-    """Into how many equal steps of log tempo the octave is cut, none wider than the tolerance."""
+    """Into how many equal arcs the circle of octaves is cut, none wider than the tolerance."""
     return int(np.ceil(np.log(2) / np.log1p(settings.tolerance)))
 
 
 def group(bpm: float, settings: params.Tempo) -> int:
-    """The tempo group of a tempo.
+    """The tempo group of a tempo, for counts and pictures: partners are also found across the edges of groups.
 
-    `octave-log`: 0 .. group_count - 1, equal steps of log tempo over [low_bpm, 2 * low_bpm), so that two
-    members, folded, differ by at most the tolerance. `bpm-div-3`: bpm // 3, unfolded, as in the public code.
+    `octave-log`: 0 .. group_count - 1, equal arcs of the circle of octaves from low_bpm on, so that two members
+    differ by at most the tolerance, and the last group is the first one's neighbour. `bpm-div-3`: bpm // 3,
+    unfolded, as in the public code.
     """
     if settings.rule == "bpm-div-3":
         return int(bpm // 3)
     count = group_count(settings)
-    return min(int(count * np.log2(fold(bpm, settings.low_bpm) / settings.low_bpm)), count - 1)
-
-
-def why_not_mixable(bpm: float | None, trust: float, downbeats: int, settings: params.Tempo) -> str | None:
-    """One clause that says why a track gets no tempo group; None when it gets one."""
-    if bpm is None:
-        return "no beats were found"
-    if downbeats < settings.min_downbeats:
-        return f"{downbeats} downbeats are fewer than tempo.min_downbeats {settings.min_downbeats}"
-    if trust < settings.min_confidence:
-        return f"confidence {trust:.2f} is below tempo.min_confidence {settings.min_confidence}"
-    return None
+    return min(int(count * octave_place(bpm, settings.low_bpm)), count - 1)
 
 
 def metre(positions: ArrayLike) -> int | None:
@@ -149,8 +131,8 @@ def metre(positions: ArrayLike) -> int | None:
 def octave_doubt(rhythm: Rhythm, settings: params.Tempo) -> str | None:
     """One clause on why a track's tempo may be off by an octave; None when nothing speaks for it.
 
-    Doubtful are tempos outside [low_bpm, 2 * low_bpm), which are folded, and tracks in which at least a
-    tenth of the intervals are double or half of the median: the tracker changed its mind.
+    Doubtful are tempos outside [low_bpm, 2 * low_bpm), which count as their octave in it, and tracks in which at
+    least a tenth of the intervals are double or half of the median: the tracker changed its mind.
     """
     if rhythm.tempo_bpm is None:
         return None
@@ -160,8 +142,10 @@ def octave_doubt(rhythm: Rhythm, settings: params.Tempo) -> str | None:
         share = float(np.mean(_near(intervals, factor * median)))
         if share >= 0.1:
             return f"{share:.0%} of its intervals are {name} the median"
-    folded = float(fold(rhythm.tempo_bpm, settings.low_bpm))
-    return None if np.isclose(folded, rhythm.tempo_bpm) else f"folded from {rhythm.tempo_bpm:.1f} to {folded:.1f} BPM"
+    if settings.low_bpm <= rhythm.tempo_bpm < 2 * settings.low_bpm:
+        return None
+    octave = settings.low_bpm * 2 ** float(octave_place(rhythm.tempo_bpm, settings.low_bpm))
+    return f"{rhythm.tempo_bpm:.1f} BPM counts as {octave:.1f}"
 
 
 def _near(intervals: NDArray[np.float64], target: float) -> NDArray[np.bool_]:

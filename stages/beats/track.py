@@ -22,6 +22,7 @@ __all__ = ["BEATS", "LICENCES", "Tracked", "track_audio", "track_collection", "t
 
 CACHE = "tracks"
 SUFFIX = ".beats"
+NAMED = 20  # files in one message
 
 
 def track_files(
@@ -35,11 +36,19 @@ def track_files(
 ) -> Iterator[tuple[int, Tracked]]:
     """(index, result) of each file as it gets ready, from `jobs` processes (default: every CPU) or a Dask cluster.
 
-    Every process loads the network once, to `device`. Raises DataError for a file that is not whole audio,
-    ModelError for a network that cannot be loaded, MissingDependencyError for one whose package is missing.
+    Every process loads the network once, to `device`. Raises DataError after the last file when some are no whole
+    audio, naming them; ModelError for a network that cannot be loaded, MissingDependencyError for one whose package
+    is missing.
     """
     items = [(path.absolute(), settings.model_dump_json(), device) for path in paths]
-    yield from run_each(_track_file, items, jobs=jobs, dask=dask, label="beats", progress=progress)
+    failed: dict[int, DataError] = {}
+    for index, found in run_each(_track_file, items, jobs=jobs, dask=dask, label="beats", progress=progress):
+        if isinstance(found, DataError):
+            failed[index] = found
+        else:
+            yield index, found
+    if failed:
+        raise _failure([failed[index] for index in sorted(failed)], len(paths))
 
 
 def track_collection(
@@ -55,7 +64,7 @@ def track_collection(
     """Track every file of a manifest and write `folder`/beats.jsonl; one Rhythm a track, in the manifest's order.
 
     Each result is kept in `folder`/tracks under the audio's hash and the tracker's settings, so that an
-    interrupted run goes on, and new tempo settings or captions track nothing again.
+    interrupted run goes on, and new captions track nothing again. The section `tempo` plays no part in it.
     """
     key = backend_digest(settings.beats)
     kept = [folder / CACHE / f"{track.sha256}-{key}.json" for track in manifest.tracks]
@@ -65,7 +74,7 @@ def track_collection(
     for index, found in track_files(list(missing.values()), settings.beats, jobs, progress, dask=dask, device=device):
         row = {"seconds": found.seconds, "salience": round(found.salience, 4), "bars": found.bars.round(4).tolist()}
         write_json(targets[index], row)
-    rhythms = [_rhythm(track.id, file, settings.tempo) for track, file in zip(manifest.tracks, kept, strict=True)]
+    rhythms = [_rhythm(track.id, file) for track, file in zip(manifest.tracks, kept, strict=True)]
     write_jsonl(folder / BEATS, [asdict(rhythm) for rhythm in rhythms])
     return rhythms
 
@@ -99,15 +108,31 @@ def track_audio(
     return names
 
 
-def _rhythm(track_id: str, file: Path, settings: params.Tempo) -> Rhythm:
+def _rhythm(track_id: str, file: Path) -> Rhythm:
     kept = read_json(file, f"Remove {file} and run again: musicldm prep beats")
     bars = np.array(kept["bars"], dtype=np.float64).reshape(-1, 2)
-    return Rhythm.judge(track_id, bars, kept["seconds"], settings, kept["salience"])
+    return Rhythm.measure(track_id, bars, kept["seconds"], kept["salience"])
 
 
-def _track_file(path: Path, settings: str, device: str) -> Tracked:
+def _track_file(path: Path, settings: str, device: str) -> Tracked | DataError:
+    """What is wrong with one file is a result too: the others are tracked all the same."""
     parsed = params.Beats.model_validate_json(settings)
-    return backends.track(_backend(settings, device), path, parsed)
+    backend = _backend(settings, device)
+    try:
+        return backends.track(backend, path, parsed)
+    except DataError as error:
+        return error
+
+
+def _failure(errors: list[DataError], files: int) -> DataError:
+    if len(errors) == files == 1:
+        return errors[0]
+    shown = "\n".join(f"  {error.message}" for error in errors[:NAMED])
+    more = f"\n  and {len(errors) - NAMED} more" if len(errors) > NAMED else ""
+    return DataError(
+        f"{len(errors)} of {files} files could not be tracked:\n{shown}{more}",
+        "The others are tracked, and kept. Mend these or take them away, then run the same command again.",
+    )
 
 
 @lru_cache(maxsize=1)

@@ -1,5 +1,6 @@
 """`musicldm train beats`: the Beat Transformer on rendered scores, whose beats are exact."""
 
+import json
 from pathlib import Path
 from typing import Unpack
 
@@ -101,10 +102,10 @@ def train_beats(
     digest = sha256(scores / INDEX)[:12]
     wanted = ("beats.network", "beats.crop_seconds", "beats.init_from", "beats.train", "data", "distil")
     taught = " ".join(file.audio.name for file in task.dataset.taught)
+    start = None if params.beats.init_from is None else model_digest(_folder(params.beats.init_from))
+    made_of = {"data": digest, "distil": taught, "beats.init_from": json.dumps(start)}  # a folder may move or change
     identity = {
-        key: value
-        for key, value in training_identity(params, "beats", data=digest, distil=taught).items()
-        if key.startswith(wanted)
+        key: value for key, value in training_identity(params, "beats", **made_of).items() if key.startswith(wanted)
     }
     history = train(task, checkpoints=checkpoints, identity=identity, **options)
     if is_main_process():
@@ -112,8 +113,8 @@ def train_beats(
             tracker = Tracker(task.network.eval().cpu(), MIX)
             history.figures["test"] = test_figures(tracker, scores, task.test[:TEST_PIECES], params)
             history.figures["distilled_from"] = "madmom" if task.dataset.taught else None
-            if params.beats.init_from is not None:
-                history.figures["init_from"] = model_digest(_folder(params.beats.init_from))
+            if start is not None:
+                history.figures["init_from"] = start
             save_tracker(tracker, out, of_training(params, history, digest))
     return history
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 
+from stages.audio.io import FULL_SCALE
 from stages.data.shards import ShardReader
 from stages.errors import DataError, ParamsError
 
@@ -106,6 +107,13 @@ def normalise(samples: NDArray[np.int16], peak: float, out: NDArray[np.float32] 
     largest = max(np.float32(samples.max()) - mean, mean - np.float32(samples.min()))
     centred *= np.float32(peak / largest if largest > 1 else 0.0)
     return centred
+
+
+def normalise_audio(audio: Tensor, peak: float) -> Tensor:
+    """The same for float clips (B, L) in [-1, 1] that were computed: mixed, or decoded."""
+    centred = audio.float() - audio.float().mean(1, keepdim=True)
+    largest = centred.abs().amax(1, keepdim=True)
+    return centred * torch.where(largest > 1 / FULL_SCALE, peak / largest, 0.0)
 
 
 def collate(items: Any) -> Any:

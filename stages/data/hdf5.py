@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import h5py
 import numpy as np
+from numpy.typing import DTypeLike
 
 from stages.store import CheckedFile
 
@@ -36,7 +37,7 @@ def member(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
     return place
 
 
-def dataset(group: h5py.Group, path: str, dtype: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
+def dataset(group: h5py.Group, path: str, dtype: DTypeLike, shape: tuple[int | None, ...]) -> h5py.Dataset:
     """The dataset at `path`, of this type and shape (None: any length).
 
     Raises OSError unless it is plain: stored whole in this file, in one piece or in chunks no larger than itself, with

@@ -11,7 +11,7 @@ from stages.data.hdf5 import attribute, dataset, member
 from stages.errors import DataError
 from stages.store import read_json, sha256
 
-SCHEMA = 1
+SCHEMA = 2
 INDEX = "index.json"
 AGAIN = "Write the shards again: musicldm prep shards"
 DATASETS = {"audio": "i2", "beats": "f8", "downbeats": "f8"}  # of each track, one-dimensional
@@ -29,8 +29,8 @@ class TrackInfo:
     artist: str
     caption: str
     tempo_bpm: float | None
+    mean_bpm: float | None
     tempo_confidence: float
-    tempo_group: int | None
     metre: int | None
     n_downbeats: int
     recording: str = ""  # equal for copies of one recording; empty where there is no copy
@@ -88,7 +88,7 @@ def describe(path: Path, ids: list[str], name: str | None = None) -> Shard:
 
 def _track_info(file: h5py.File, track_id: str) -> TrackInfo:
     group = member(file, track_id)
-    tempo_bpm, tempo_group = attribute(group, "tempo_bpm", float), attribute(group, "tempo_group", int)
+    tempo_bpm, mean_bpm = (attribute(group, name, float) for name in ("tempo_bpm", "mean_bpm"))
     return TrackInfo(
         id=group.name.lstrip("/"),
         split=attribute(group, "split", str),
@@ -97,8 +97,8 @@ def _track_info(file: h5py.File, track_id: str) -> TrackInfo:
         artist=attribute(group, "artist", str),
         caption=attribute(group, "caption", str),
         tempo_bpm=None if np.isnan(tempo_bpm) else tempo_bpm,
+        mean_bpm=None if np.isnan(mean_bpm) else mean_bpm,
         tempo_confidence=attribute(group, "tempo_confidence", float),
-        tempo_group=None if tempo_group < 0 else tempo_group,
         metre=attribute(group, "metre", int) or None,
         n_downbeats=len(track_dataset(file, track_id, "downbeats")),
         recording=attribute(group, "recording", str),

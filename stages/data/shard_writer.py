@@ -24,6 +24,8 @@ from stages.params import Params
 from stages.progress import Progress, silent
 from stages.store import atomic_file, exclusive, read_jsonl, require_space, sha256, write_json
 
+BEAT_KEYS = {"beats", "downbeats", "metre", "tempo_bpm", "mean_bpm", "tempo_confidence"}  # of a row of beats.jsonl
+
 
 @dataclass(frozen=True)
 class Source:
@@ -112,11 +114,14 @@ def _sources(audio_manifest: Path, beats: Path, captions: Path) -> list[Source]:
     manifest = read_manifest(audio_manifest)
     beat_rows = {row["id"]: row for row in read_jsonl(beats, "Track the beats: musicldm prep beats")}
     caption_rows = {row["id"]: row for row in read_jsonl(captions, "Write the captions: musicldm prep captions")}
-    for rows, file, command in ((beat_rows, beats, "beats"), (caption_rows, captions, "captions")):
-        missing = [track.id for track in manifest.tracks if track.id not in rows]
+    for rows, keys, file, command in (
+        (beat_rows, BEAT_KEYS, beats, "beats"),
+        (caption_rows, {"caption"}, captions, "captions"),
+    ):
+        missing = [track.id for track in manifest.tracks if not keys <= rows.get(track.id, {}).keys()]
         if missing:
             raise DataError(
-                f"{file} has no row for track {missing[0]} ({len(missing)} are missing).",
+                f"{file} has no row for track {missing[0]}, or an older version's ({len(missing)} are missing).",
                 f"Make them: musicldm prep {command}",
             )
     return [
@@ -131,8 +136,7 @@ def _sources(audio_manifest: Path, beats: Path, captions: Path) -> list[Source]:
 def _content(track: Track, beats: dict[str, Any], caption: str) -> dict[str, Any]:
     names = ("id", "split", "title", "artist", "licence", "recording", "seconds", "sha256")
     own = {name: getattr(track, name) for name in names} | {"caption": caption}
-    keys = ("beats", "downbeats", "metre", "tempo_bpm", "tempo_confidence", "tempo_group")
-    return own | {key: beats[key] for key in keys}
+    return own | {key: beats[key] for key in sorted(BEAT_KEYS)}
 
 
 def _old_shards(out: Path, params: Params) -> list[Shard]:
@@ -199,8 +203,8 @@ def _write_track(file: h5py.File, source: Source, params: Params) -> None:
         _dataset(group, name, np.asarray(content[name], dtype=np.float64), len(content[name]))
     for name in ("caption", "licence", "title", "artist", "recording", "split", "tempo_confidence"):
         group.attrs[name] = content[name]
-    group.attrs["tempo_bpm"] = np.nan if content["tempo_bpm"] is None else content["tempo_bpm"]
-    group.attrs["tempo_group"] = -1 if content["tempo_group"] is None else content["tempo_group"]
+    for name in ("tempo_bpm", "mean_bpm"):
+        group.attrs[name] = np.nan if content[name] is None else content[name]
     group.attrs["metre"] = content["metre"] or 0
 
 

@@ -1,43 +1,19 @@
 """Beat and downbeat tracking against references: F-measure, CMLt, AMLt and Cemgil, as in the literature."""
 
-import csv
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.beats.annotations import FORMATS, SUFFIXES, read_beats
 from stages.errors import DataError
 from stages.progress import Progress, silent
 
 SKIPPED_SECONDS = 5.0  # of the start, as mir_eval and the published figures do
-SUFFIXES = (".beats", ".csv", ".txt", ".jams", ".json")
 METRICS = ("f_measure", "cmlt", "amlt", "cemgil")
-_FORMATS = "A line is: seconds, then a tab or a comma, then the position in the bar (1 is the downbeat)."
-
-Beats = tuple[NDArray[np.float64], NDArray[np.float64] | None]
-
-
-def read_beats(path: Path) -> Beats:
-    """Beat times (N,) and downbeat times (M,) in seconds, sorted; None for downbeats where the file has no positions.
-
-    Reads `.beats` and CSV (seconds, optionally position in the bar; `#` comments and one header line are
-    skipped) and JAMS (namespaces beat_position and beat). Raises DataError.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        rows = _jams_rows(json.loads(text)) if path.suffix in (".jams", ".json") else _text_rows(text)
-        times = np.array([time for time, _ in rows], dtype=np.float64)
-        positions = [position for _, position in rows]
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} does not hold beats: {error}.", _FORMATS) from error
-    if not np.isfinite(times).all() or (times < 0).any():
-        raise DataError(f"{path} holds beat times that are no times.", _FORMATS)
-    known = None if None in positions else np.sort(times[np.array(positions, dtype=float) == 1])
-    return np.sort(times), known
 
 
 def score(estimated: NDArray[np.float64], reference: NDArray[np.float64]) -> dict[str, float]:
@@ -64,15 +40,23 @@ def evaluate_beats(estimates: Path, references: Path, progress: Progress = silen
     """Scores of each estimated file against the reference of the same name, and their means.
 
     Both are files, or both folders. -> {"n", "n_downbeats", "beats": means, "downbeats": means or None,
-    "tracks": [{"id", "beats", "downbeats"}]}. Raises DataError when a reference has no estimate.
+    "tracks": [{"id", "beats", "downbeats"}], "left_out": [{"id", "reason"}]}. A reference that holds nothing to score
+    is left out, and one without downbeats has no score of them, since neither says that the estimate is wrong.
+    Raises DataError when a reference has no estimate, or cannot be read, and when none can be scored.
     """
     tracks: list[dict[str, Any]] = []
+    left_out: list[dict[str, str]] = []
     pairs = list(_pairs(estimates, references))
     for done, (name, estimate, reference) in enumerate(pairs, start=1):
-        found, true = read_beats(estimate), read_beats(reference)
-        bars = score(found[1], true[1]) if found[1] is not None and true[1] is not None else None
-        tracks.append({"id": name, "beats": score(found[0], true[0]), "downbeats": bars})
+        (found, found_bars), (true, true_bars) = read_beats(estimate), read_beats(reference)
+        if _can_be_scored(true):
+            bars = score(found_bars, true_bars) if found_bars is not None and _can_be_scored(true_bars) else None
+            tracks.append({"id": name, "beats": score(found, true), "downbeats": bars})
+        else:
+            left_out.append({"id": name, "reason": f"its reference has no beat after {SKIPPED_SECONDS:g} s"})
         progress("scores", done, len(pairs))
+    if not tracks:
+        raise DataError(f"No reference in {references} has a beat after {SKIPPED_SECONDS:g} s.", FORMATS)
     downbeats = [track["downbeats"] for track in tracks if track["downbeats"] is not None]
     return {
         "n": len(tracks),
@@ -81,7 +65,12 @@ def evaluate_beats(estimates: Path, references: Path, progress: Progress = silen
         "beats": _means([track["beats"] for track in tracks]),
         "downbeats": _means(downbeats) if downbeats else None,
         "tracks": tracks,
+        "left_out": left_out,
     }
+
+
+def _can_be_scored(reference: NDArray[np.float64] | None) -> TypeGuard[NDArray[np.float64]]:
+    return reference is not None and bool((reference >= SKIPPED_SECONDS).any())
 
 
 def _means(scores: list[dict[str, float]]) -> dict[str, float]:
@@ -93,58 +82,37 @@ def _pairs(estimates: Path, references: Path) -> Iterator[tuple[str, Path, Path]
         yield references.stem, estimates, references
         return
     if not (estimates.is_dir() and references.is_dir()):
-        raise DataError(f"{estimates} and {references} must be two files or two folders.", _FORMATS)
+        raise DataError(f"{estimates} and {references} must be two files or two folders.", FORMATS)
     found, true = _by_name(estimates), _by_name(references)
-    if not true:
-        raise DataError(f"There are no references in {references}.", f"Known suffixes: {' '.join(SUFFIXES)}")
-    missing = sorted(true.keys() - found.keys())
+    both = sorted(true.keys() & found.keys())
+    missing = [name for name in sorted(true.keys() - found.keys()) if _holds_beats(true[name])]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(true)} references have no estimate in {estimates}, the first is {missing[0]}.",
+            f"{len(missing)} of {len(both) + len(missing)} references have no estimate in {estimates}, "
+            f"the first is {missing[0]}.",
             f"Make them with: musicldm prep beats --audio AUDIO --out {estimates}",
         )
-    yield from ((name, found[name], true[name]) for name in sorted(true))
+    if not both:
+        raise DataError(f"There are no references in {references}.", f"Known suffixes: {' '.join(SUFFIXES)}")
+    yield from ((name, found[name], true[name]) for name in both)
+
+
+def _holds_beats(path: Path) -> bool:
+    """Whether a file without an estimate is a reference at all, and no README or list of titles."""
+    try:
+        return len(read_beats(path)[0]) > 0
+    except DataError:
+        return False
 
 
 def _by_name(folder: Path) -> dict[str, Path]:
+    """Files with one of SUFFIXES by their names without it; hidden ones are passed over."""
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix in SUFFIXES:
-            name = path.relative_to(folder).with_suffix("").as_posix()
+        below = path.relative_to(folder)
+        if path.suffix.lower() in SUFFIXES and not any(part[0] == "." for part in below.parts):
+            name = below.with_suffix("").as_posix()
             if name in files:
                 raise DataError(f"{files[name]} and {path} are both beats of {name}.", "Keep one of them.")
             files[name] = path
     return files
-
-
-def _text_rows(text: str) -> list[tuple[float, float | None]]:
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    fields = [next(csv.reader([line])) if "," in line else line.split() for line in lines]
-    if fields and not _is_number(fields[0][0]):
-        fields = fields[1:]
-    return [(float(row[0]), float(row[1]) if len(row) > 1 and row[1].strip() else None) for row in fields]
-
-
-def _jams_rows(jams: Any) -> list[tuple[float, float | None]]:
-    """The first annotation with beat positions, else the first with beats, of a JAMS object."""
-    annotations = {one["namespace"]: one for one in reversed(jams["annotations"])}
-    chosen = annotations.get("beat_position") or annotations.get("beat")
-    if chosen is None:
-        raise ValueError("there is no annotation of namespace beat or beat_position")
-    data = chosen["data"]
-    if isinstance(data, dict):  # the older, columnar form
-        data = [{"time": time, "value": value} for time, value in zip(data["time"], data["value"], strict=True)]
-    return [(float(one["time"]), _position(one["value"])) for one in data]
-
-
-def _position(value: Any) -> float | None:
-    found = value.get("position") if isinstance(value, dict) else value
-    return None if found is None else float(found)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -42,7 +42,7 @@ def rhythm(prompts: Mapping[Path, str], settings: Params, progress: Progress = s
     paths, bpms = list(stated), np.array(list(stated.values()))
     tracked = np.full(len(paths), np.nan)
     for index, found in track_files(paths, settings.beats, progress=progress):
-        bpm = Rhythm.judge(paths[index].stem, found.bars, found.seconds, settings.tempo).tempo_bpm
+        bpm = Rhythm.measure(paths[index].stem, found.bars, found.seconds).tempo_bpm
         tracked[index] = np.nan if bpm is None else bpm
     names = [prompts[path] for path in paths]
     rows = np.array(list(dict(zip(names, bpms, strict=True)).values()))  # of each different prompt

@@ -37,7 +37,7 @@ class FewStepsTask:
     def __init__(self, latents: LatentReader, shards: ShardReader, params: Params, model: LatentDiffusion) -> None:
         self.few, self.settings = params.few_steps, params.few_steps.train
         self.tracks, self.scale, self.prediction = shards.tracks, latents.scale, params.ldm.prediction
-        self.dataset = LatentDataset(latents, shards.tracks, "train", self.few.condition)
+        self.dataset = LatentDataset(latents, shards.tracks, "train", self.few.condition, by_track=True)
         self.valid_dataset = LatentDataset(latents, shards.tracks, "valid", self.few.condition)
         torch.manual_seed(self.settings.seed)
         self.model = model.train()

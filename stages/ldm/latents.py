@@ -1,16 +1,15 @@
 """Latents on disk: what the diffusion model trains on, made once, one HDF5 part for each shard.
 
 Per window: the VAE's posterior (mean and log-variance, fp16), CLAP's embeddings of the clip and of its
-track's caption, its track and first sample, and whether it starts on a downbeat.
+track's caption, its track and first sample, and whether it is of the even grid, starts on a downbeat, or both.
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stages.audio.mel import clip_mel
-from stages.beats.align import usable_downbeats
+from stages.beats.align import clip_starts
 from stages.clap.model import Clap, load_clap
-from stages.data.dataset import normalise
+from stages.data.dataset import Draw, normalise
 from stages.data.hdf5 import attribute, dataset, new_hdf5
 from stages.data.shard_index import read_index
 from stages.data.shards import ShardReader, TrackInfo
@@ -34,36 +33,37 @@ from stages.progress import Progress, silent
 from stages.store import atomic_file, exclusive, model_digest, read_json, sha256, write_json
 from stages.vae.model import Vae, load_vae
 
-SCHEMA = 1
+SCHEMA = 2
 INDEX = "index.json"
+WINDOWS = "windows.npy"  # of all parts, to be read at once
 SPLITS = ("train", "valid")  # nobody may train on the test split, by mixing neither
 AGAIN = "Make the latents again: musicldm prep latents"
 PART = re.compile(r"latents-\d{5,}\.h5")
-COLUMNS = {"track": "i8", "start": "i8", "on_downbeat": "?"}  # of a part's windows
 ITEMS = {"mean": "f2", "logvar": "f2", "audio": "f4", "text": "f4"}
 
-
-@dataclass(frozen=True)
-class Window:
-    """One clip: its track (position in the index of shards), first sample, and whether that is a downbeat."""
-
-    track: int
-    start: int
-    on_downbeat: bool
+# One clip: its track (position in the index of shards), its first sample (a WAV holds fewer than 2**31), and whether
+# that is on the grid, on a downbeat, or both. Ten bytes, since there are millions.
+WINDOW = np.dtype([("track", "i4"), ("start", "i4"), ("on_grid", "?"), ("on_downbeat", "?")])
+Windows = np.recarray  # (N,) of WINDOW, by track and then start
 
 
-def choose_windows(track: int, info: TrackInfo, downbeats: NDArray[np.float64], params: Params) -> list[Window]:
-    """A track's windows in time order: evenly spread downbeats with a full clip after them, then a grid.
+def choose_windows(track: int, info: TrackInfo, downbeats: NDArray[np.float64], params: Params) -> Windows:
+    """A track's windows in time order: those of a grid, and evenly spread downbeats with a full clip after them.
 
     `downbeats` in seconds. A track shorter than a clip gives one window, to be padded with silence.
     """
     clip, rate = params.audio.clip_samples, params.audio.sample_rate
-    starts = usable_downbeats(downbeats, info.samples, rate, clip)
+    starts = clip_starts(downbeats, info.samples, rate, clip)
     count = min(len(starts), params.latents.downbeats_per_track)
     beats = starts[np.linspace(0, len(starts) - 1, count).round().astype(int)] if count else starts[:0]
     grid = np.arange(0, max(1, info.samples - clip + 1), round(params.latents.grid_seconds * rate))
-    chosen = {int(start): False for start in grid} | {int(start): True for start in beats}
-    return [Window(track, start, on_downbeat) for start, on_downbeat in sorted(chosen.items())]
+    both = np.union1d(grid, beats)
+    columns = np.full(len(both), track), both, np.isin(both, grid), np.isin(both, beats)
+    return np.rec.fromarrays(columns, dtype=WINDOW)
+
+
+def joined(windows: Sequence[NDArray[Any]]) -> Windows:
+    return np.concatenate([np.empty(0, WINDOW), *windows], dtype=WINDOW).view(np.recarray)
 
 
 def read_clip(shards: ShardReader, track: int, start: int, params: Params) -> NDArray[np.float32]:
@@ -91,6 +91,7 @@ def _prepare(params: Params, shards: Path, vae: Path, clap: Path, out: Path, pro
     made_by = {"vae": model_digest(vae), "clap": model_digest(clap), "params_digest": params.digest("audio", "latents")}
     encoder: _Encoder | None = None
     rows: list[dict[str, Any]] = []
+    windows: list[NDArray[Any]] = []
     written = first = 0
     for number, shard in enumerate(index.shards):
         key = hashlib.sha256(json.dumps([SCHEMA, shard.key, made_by], sort_keys=True).encode()).hexdigest()
@@ -101,14 +102,18 @@ def _prepare(params: Params, shards: Path, vae: Path, clap: Path, out: Path, pro
             _write_part(path, key, reader, tracks, encoder, progress, f"Latents {number + 1}/{len(index.shards)}")
             written += 1
         with h5py.File(path, "r", locking=False) as file:
-            windows = len(dataset(file, "start", "i8", (None,)))
-            shape, width = file["mean"].shape[1:], file["audio"].shape[1]
+            found, shape, width = _windows(file), file["mean"].shape[1:], file["audio"].shape[1]
+        found["track"] += first
+        windows.append(found)
         rows.append({"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path), "key": key,
-                     "windows": windows, "first_track": first})  # fmt: skip
+                     "windows": len(found)})  # fmt: skip
         first += len(shard.tracks)
     for stale in set(out.glob("latents-*.h5")) - {out / row["file"] for row in rows}:
         stale.unlink()
-    head = {"schema": SCHEMA, "shards": reader.digest, **made_by, "scale": load_vae(vae).scale}
+    with atomic_file(out / WINDOWS) as temporary:
+        np.save(temporary, joined(windows), allow_pickle=False)
+    head = {"schema": SCHEMA, "shards": reader.digest, **made_by, "scale": load_vae(vae).scale,
+            "windows_sha256": sha256(out / WINDOWS)}  # fmt: skip
     write_json(out / INDEX, head | {"latent_shape": shape, "condition_dim": width, "parts": rows})
     total = sum(row["windows"] for row in rows)
     return {"parts": len(rows), "written": written, "windows": total, "bytes": sum(row["bytes"] for row in rows)}
@@ -141,23 +146,22 @@ def _write_part(
     path: Path, key: str, shards: ShardReader, tracks: range, encoder: _Encoder, progress: Progress, label: str
 ) -> None:
     params = encoder.params
-    windows = [
-        window
+    windows = joined([
+        choose_windows(track, shards.tracks[track], shards.downbeats(track), params)
         for track in tracks
         if shards.tracks[track].split in SPLITS
-        for window in choose_windows(track, shards.tracks[track], shards.downbeats(track), params)
-    ]
+    ])  # fmt: skip
     shape, width, size = encoder.latent_shape, encoder.width, params.latents.batch_size
     with atomic_file(path) as temporary, new_hdf5(temporary) as file:
         layout: dict[str, tuple[tuple[int, ...], str]] = {
             "mean": (shape, "f2"), "logvar": (shape, "f2"), "audio": ((width,), "f4"), "text": ((width,), "f4"),
         }  # fmt: skip
         for name, (item, dtype) in layout.items():
-            chunks = (1, *item) if windows else None
-            file.create_dataset(name, (len(windows), *item), dtype, chunks=chunks, fletcher32=bool(windows))
-        file["track"] = np.array([window.track - tracks.start for window in windows], dtype=np.int64)
-        file["start"] = np.array([window.start for window in windows], dtype=np.int64)
-        file["on_downbeat"] = np.array([window.on_downbeat for window in windows], dtype=bool)
+            chunks = (1, *item) if len(windows) else None
+            file.create_dataset(name, (len(windows), *item), dtype, chunks=chunks, fletcher32=len(windows) > 0)
+        own = windows.copy()
+        own.track -= tracks.start  # a part is of its shard alone, wherever that stands in the index
+        file["windows"] = own
         file.attrs["key"] = key
         for begin in range(0, len(windows), size):
             progress(label, begin, len(windows))
@@ -177,10 +181,14 @@ def _holds(path: Path, key: str) -> bool:
         return False
 
 
+def _windows(part: h5py.File) -> NDArray[Any]:
+    return np.asarray(dataset(part, "windows", WINDOW, (None,))[:])
+
+
 class LatentReader:
     """Random access to the windows of a latents folder; may be pickled or forked.
 
-    `windows` lists them; `scale` multiplies VAE latents to about unit variance. Sizes are compared with the
+    `windows` lists them (WINDOW); `scale` multiplies VAE latents to about unit variance. Sizes are compared with the
     index when it is made and checksums when data is read; any difference is a DataError.
     """
 
@@ -189,14 +197,13 @@ class LatentReader:
         self.index = read_json(folder / INDEX, AGAIN)
         if not isinstance(self.index, dict) or self.index.get("schema") != SCHEMA:
             raise DataError(f"{folder / INDEX} is not an index of latents that this version reads.", AGAIN)
-        self.windows: list[Window] = []
-        self._places: list[tuple[str, int]] = []  # part and row of each window
         self._items: dict[str, dict[str, h5py.Dataset]] = {}  # of each part
         self._process = os.getpid()
         try:
             self.scale = float(self.index["scale"])
-            for part in self.index["parts"]:
-                self._list(part)
+            self._parts = self.index["parts"]
+            self._first = np.cumsum([0, *(part["windows"] for part in self._parts)])  # window of each part
+            self.windows = self._listed()
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{folder / INDEX} lacks or mistypes a value: {error}.", AGAIN) from error
 
@@ -226,62 +233,77 @@ class LatentReader:
                     f"{self.folder} is out of date: its {name} was {self.index[name]}, now {digest}.", AGAIN
                 )
 
-    def _list(self, part: dict[str, Any]) -> None:
-        path = self.folder / part["file"]
-        if not PART.fullmatch(part["file"]):
-            raise ValueError(f"it names a file {part['file']!r}")
-        if not path.is_file() or path.stat().st_size != part["bytes"]:
-            raise DataError(f"{path} is missing or was altered.", AGAIN)
-        with self._reading(path), h5py.File(path, "r", locking=False) as file:
-            if attribute(file, "key", str) != part["key"]:
-                raise OSError("it holds other windows than the index says")
-            columns = [dataset(file, name, dtype, (part["windows"],))[:].tolist() for name, dtype in COLUMNS.items()]
-        for row, (track, start, on_downbeat) in enumerate(zip(*columns, strict=True)):
-            self.windows.append(Window(track + part["first_track"], start, on_downbeat))
-            self._places.append((part["file"], row))
+    def _listed(self) -> Windows:
+        for part in self._parts:
+            path = self.folder / part["file"]
+            if not PART.fullmatch(part["file"]):
+                raise ValueError(f"it names a file {part['file']!r}")
+            if not path.is_file() or path.stat().st_size != part["bytes"]:
+                raise DataError(f"{path} is missing or was altered.", AGAIN)
+        path = self.folder / WINDOWS
+        with self._reading(path):
+            if sha256(path) != self.index["windows_sha256"]:
+                raise OSError("it is not the one that the index names")
+            windows = np.load(path, allow_pickle=False)
+            if windows.dtype != WINDOW or windows.shape != (self._first[-1],):
+                raise OSError("it does not list the windows of the parts")
+            return windows.view(np.recarray)
 
     def _read(self, name: str, i: int) -> NDArray[Any]:
-        part, row = self._places[i]
+        number = int(np.searchsorted(self._first, i, side="right")) - 1
+        part = self._parts[number]["file"]
         if self._process != os.getpid():  # a handle taken over by fork shares its parent's state
             self._items, self._process = {}, os.getpid()
         with self._reading(self.folder / part):
             if part not in self._items:
-                self._items[part] = self._open(self.folder / part)
-            return np.asarray(self._items[part][name][row])
+                self._items[part] = self._opened(self._parts[number])
+            return np.asarray(self._items[part][name][i - self._first[number]])
 
-    def _open(self, path: Path) -> dict[str, h5py.Dataset]:
-        file = h5py.File(path, "r", locking=False)  # open as long as its datasets are
+    def _opened(self, part: dict[str, Any]) -> dict[str, h5py.Dataset]:
+        file = h5py.File(self.folder / part["file"], "r", locking=False)  # open as long as its datasets are
+        if attribute(file, "key", str) != part["key"]:
+            raise OSError("it holds other windows than the index says")
         latent, vector = self.index["latent_shape"], [self.index["condition_dim"]]
         shapes = {"mean": latent, "logvar": latent, "audio": vector, "text": vector}
-        return {name: dataset(file, name, dtype, (None, *shapes[name])) for name, dtype in ITEMS.items()}
+        return {name: dataset(file, name, dtype, (part["windows"], *shapes[name])) for name, dtype in ITEMS.items()}
 
     @contextmanager
     def _reading(self, path: Path) -> Iterator[None]:
         try:
             yield
-        except (OSError, KeyError, RuntimeError) as error:
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise DataError(f"{path} cannot be read: {error}.", AGAIN) from error
 
 
 class LatentDataset(Dataset):
-    """The windows of one split, as (mean, logvar, condition, track)."""
+    """The windows of one split's grid, as (mean, logvar, condition, track).
 
-    def __init__(self, latents: LatentReader, tracks: list[TrackInfo], split: str, condition: str) -> None:
+    One item a window; or, `by_track`, one a track, whose window the draw seed chooses, as the paper's loader draws a
+    track and then a clip of it. Windows that are on a downbeat alone are for mixing.
+    """
+
+    def __init__(
+        self, latents: LatentReader, tracks: list[TrackInfo], split: str, condition: str, by_track: bool = False
+    ) -> None:
         self.latents, self.condition = latents, condition
-        self.rows = [i for i, window in enumerate(latents.windows) if tracks[window.track].split == split]
+        windows, chosen = latents.windows, np.array([track.split == split for track in tracks], dtype=bool)
+        self.rows = np.flatnonzero(windows.on_grid & chosen[windows.track])
+        new = np.diff(windows.track[self.rows], prepend=-1) > 0 if by_track else np.ones(len(self.rows), dtype=bool)
+        self._first = np.append(np.flatnonzero(new), len(self.rows))  # row of each item
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._first) - 1
 
-    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any]:
-        """(window of the split, draw seed); the seed is not used, since a window is encoded where it is."""
-        row = self.rows[item[0]]
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        index, seed = draw
+        first, stop = self._first[index : index + 2].tolist()
+        row = int(self.rows[first + seed % (stop - first)])
         mean, logvar = self.latents.posterior(row)
         return {
             "mean": mean,
             "logvar": logvar,
             "condition": self.latents.embedding(row, self.condition),
-            "track": self.latents.windows[row].track,
+            "track": int(self.latents.windows[row].track),
         }
 
 

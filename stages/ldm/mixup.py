@@ -6,7 +6,6 @@ training that is resumed sees the same ones, and a bank of them is a window that
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor
 
 from stages.audio.mel import clip_mel
-from stages.beats.align import Indices, TrackTempo, draw_pair, partners, recordings
+from stages.beats.align import Candidate, counted, others, partners, reasons, remedies
 from stages.clap.model import Clap
-from stages.data.shards import ShardReader
+from stages.data.dataset import normalise_audio
+from stages.data.shards import ShardReader, TrackInfo
 from stages.errors import DataError
 from stages.ldm.conditioning import interpolate
 from stages.ldm.latents import LatentReader, read_clip, sample_posterior
@@ -35,60 +35,53 @@ class Mix:
 
 
 class Pairs:
-    """Draws what is mixed with what, from the training split only.
+    """Draws what is mixed with what, from the training split only: a track, its partner, and a window of each.
 
-    `simple`: any windows of two different tracks. `bam` and `blm`: both windows start on a downbeat, of
-    tracks that `stages.beats.align.partners` allows. weight ~ Beta(mixup_alpha, mixup_beta).
-    Raises DataError when no two tracks may be mixed.
+    `simple`: windows of the grid, of two different recordings. `bam` and `blm`: both windows start on a downbeat, of
+    tracks that `stages.beats.align.partners` allows by the section `tempo` as it is now.
+    weight ~ Beta(mixup_alpha, mixup_beta). Raises DataError when no two tracks may be mixed.
     """
 
     def __init__(self, latents: LatentReader, shards: ShardReader, params: Params) -> None:
         self.ldm = params.ldm
+        windows, training = latents.windows, [i for i, track in enumerate(shards.tracks) if track.split == "train"]
         aligned = self.ldm.mixup != "simple"
-        self._rows: dict[tuple[int, int], int] = {}
-        starts: list[list[int]] = [[] for _ in shards.tracks]
-        for row, window in enumerate(latents.windows):
-            if shards.tracks[window.track].split == "train" and (window.on_downbeat or not aligned):
-                starts[window.track].append(window.start)
-                self._rows[window.track, window.start] = row
-        self._tracks = [
-            TrackTempo(info.tempo_bpm, info.tempo_group, info.metre, np.array(found, dtype=np.int64), info.artist,
-                       info.title, info.recording)
-            for info, found in zip(shards.tracks, starts, strict=True)
-        ]  # fmt: skip
-        windowed = np.flatnonzero([len(track.starts) for track in self._tracks])
-        self._allowed = partners(self._tracks, params.tempo) if aligned else _Others(self._tracks)
-        firsts = [track for track in windowed if len(self._allowed[track])]
-        if not firsts:
-            raise DataError(
-                f"No two training tracks may be mixed by ldm.mixup {self.ldm.mixup}: none share tempo and metre.",
-                "Add music, raise tempo.tolerance, lower tempo.min_confidence, or use --mixup simple.",
-            )
-        self._firsts = np.repeat(firsts, [len(self._tracks[track].starts) for track in firsts])  # even over windows
+        self._rows = np.flatnonzero(windows.on_downbeat if aligned else windows.on_grid)
+        of = windows.track[self._rows]
+        self._first, self._stop = np.searchsorted(of, training, "left"), np.searchsorted(of, training, "right")
+        counts = (self._stop - self._first).tolist()
+        tracks = [_candidate(shards.tracks[i], starts) for i, starts in zip(training, counts, strict=True)]
+        self._partners = partners(tracks, params.tempo) if aligned else others(tracks)
+        self._firsts = np.flatnonzero(self._partners.counts)
+        if not len(self._firsts):
+            raise _nothing_to_mix(tracks, params)
 
     def draw(self, seed: list[int]) -> Mix:
         """The mix of a seed, always the same one."""
-        generator = np.random.default_rng([*seed, 0])
+        generator = np.random.default_rng(seed)
         first = int(generator.choice(self._firsts))
+        second = self._partners.draw(first, generator)
+        rows = [int(generator.integers(self._first[track], self._stop[track])) for track in (first, second)]
         weight = float(generator.beta(self.ldm.mixup_alpha, self.ldm.mixup_beta))
-        pair = draw_pair(self._tracks, self._allowed, first, [*seed, 1])
-        if pair is None:
-            raise RuntimeError(f"track {first} was chosen for having partners, and has none")
-        return Mix(self._rows[pair.first, pair.first_start], self._rows[pair.second, pair.second_start], weight)
+        return Mix(int(self._rows[rows[0]]), int(self._rows[rows[1]]), weight)
 
 
-class _Others(Sequence[Indices]):
-    """Simple mixup's partners: every track that has a window and is of another recording."""
+def _candidate(info: TrackInfo, starts: int) -> Candidate:
+    return Candidate(info.tempo_bpm, info.mean_bpm, info.tempo_confidence, info.metre, info.n_downbeats, starts,
+                     info.artist, info.title, info.recording)  # fmt: skip
 
-    def __init__(self, tracks: list[TrackTempo]) -> None:
-        self._recordings = recordings(tracks)
-        self._windowed = np.array([len(track.starts) > 0 for track in tracks])
 
-    def __len__(self) -> int:
-        return len(self._recordings)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        return np.flatnonzero(self._windowed & (self._recordings != self._recordings[index]).all(axis=1))
+def _nothing_to_mix(tracks: list[Candidate], params: Params) -> DataError:
+    """Why no two of the training tracks may be mixed, and what would change it."""
+    why, helps = "they are one recording", ["--mixup none"]
+    if params.ldm.mixup != "simple":
+        why = counted(reasons(tracks, params.tempo)) or "there is no music to train on"
+        simple = ["--mixup simple"] if others(tracks).counts.any() else []
+        helps = [*remedies(tracks, params.tempo), *simple, *helps]
+    return DataError(
+        f"No two of the {len(tracks)} training tracks may be mixed by ldm.mixup {params.ldm.mixup}: {why}.",
+        f"Add music, or take one of: {'; '.join(helps)}.",
+    )
 
 
 class Mixer:
@@ -96,7 +89,8 @@ class Mixer:
 
     `simple` and `bam` mix normalised audio, x = l x1 + (1 - l) x2, and encode the mix by VAE and CLAP.
     `blm` mixes latents drawn from the posteriors, y = l y1 + (1 - l) y2, and takes CLAP's embedding of the
-    audio that decoder and vocoder make of y (paper, equations of section 3.2). With `condition: text` the
+    audio that decoder and vocoder make of y (paper, equations of section 3.2). What VAE and CLAP get is normalised
+    as every other clip. With `condition: text` the
     condition is the normalised l-interpolation of the two captions' embeddings, and nothing is vocoded.
     """
 
@@ -131,8 +125,9 @@ class Mixer:
 
     @torch.no_grad()
     def render(self, z: Tensor) -> Tensor:
-        """Scaled latents -> audio (n, clip_samples), by decoder and vocoder."""
-        return self.vocoder(self.vae.decode(z / self.vae.scale))[:, : self.params.audio.clip_samples]
+        """Scaled latents -> normalised audio (n, clip_samples), by decoder and vocoder."""
+        audio = self.vocoder(self.vae.decode(z / self.vae.scale))[:, : self.params.audio.clip_samples]
+        return normalise_audio(audio, self.params.audio.peak)
 
     def mix_latents(self, mixes: list[Mix], weight: Tensor, noise: Tensor) -> Tensor:
         """weight (n,), posterior noise of both sides (n, 2, C, T / P, F / P) -> y, scaled (n, C, T / P, F / P)."""
@@ -144,12 +139,12 @@ class Mixer:
         return torch.lerp(sides[1], sides[0], weight[:, None, None, None])
 
     def mix_audio(self, mixes: list[Mix], weight: Tensor) -> Tensor:
-        """weight (n,) -> x (n, clip_samples); both sides normalised before they are mixed."""
+        """weight (n,) -> x (n, clip_samples), normalised; so were both sides before they were mixed."""
         sides = [
             torch.from_numpy(np.stack([self.clip(row) for row in rows])).to(weight.device)
             for rows in zip(*((mix.first, mix.second) for mix in mixes), strict=True)
         ]
-        return torch.lerp(sides[1], sides[0], weight[:, None])
+        return normalise_audio(torch.lerp(sides[1], sides[0], weight[:, None]), self.params.audio.peak)
 
     def clip(self, row: int) -> np.ndarray:
         window = self.latents.windows[row]

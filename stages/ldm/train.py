@@ -45,7 +45,7 @@ class LdmTask:
     ) -> None:  # fmt: skip
         self.params, self.ldm, self.settings = params, params.ldm, params.ldm.train
         self.tracks, self.scale = shards.tracks, latents.scale
-        self.dataset = LatentDataset(latents, shards.tracks, "train", self.ldm.condition)
+        self.dataset = LatentDataset(latents, shards.tracks, "train", self.ldm.condition, by_track=True)
         self.valid_dataset = LatentDataset(latents, shards.tracks, "valid", self.ldm.condition)
         self.mixer, self.listener = mixer, listener
         per_step = self.settings.batch_size / processes().num_processes * self.ldm.mixup_probability

@@ -1,6 +1,7 @@
 """`train beats` at toy size, and what its crops and targets are made of."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from stages.audio import io
 from stages.beats import clips
 from stages.beats.backends import SHIPPED
 from stages.beats.features import MIX
+from stages.beats.model import Tracker, save_tracker
+from stages.beats.transformer import BeatTransformer, Sizes
 from stages.data.score_beats.collection import INDEX, Piece
 from stages.errors import DataError, ModelError
 from stages.store import model_card, model_digest, write_jsonl, write_text
@@ -131,6 +134,29 @@ def test_a_training_goes_on_from_another_tracker(scores, tmp_path, monkeypatch):
     assert model_card(Path("work/models/beats"))["init_from"] == model_digest(SHIPPED)
     for more in (["-S", "beats.network.layers=5"], ["-S", "beats.init_from=nothing"]):
         assert isinstance(invoke("-S", "beats.init_from=shipped", *more).exception, ModelError)
+
+
+def test_what_it_started_from_is_known_by_its_weights(scores, tmp_path, monkeypatch):
+    """A tracker that moved is the same start; another at the same place is not."""
+    monkeypatch.chdir(tmp_path)
+    sizes = Sizes(1, (4, 8), 32, 32, 6)
+    for name, seed in (("first", 0), ("second", 1)):
+        torch.manual_seed(seed)
+        save_tracker(Tracker(BeatTransformer(sizes), MIX), tmp_path / name, {})
+    shutil.copytree("first", "moved")
+    words = ["--json", "--work", "work", "train", "beats", str(scores), "--preset", "tiny"]
+    words += ["-S", "beats.train.workers=0", "-S", "beats.train.warmup_steps=0"]
+
+    def resumed(start, steps):
+        more = ["-S", f"beats.init_from={start}", "-S", f"beats.train.steps={steps}"]
+        done = CliRunner().invoke(app, [*words, *more], catch_exceptions=False)
+        return json.loads(done.stdout)["resumed_at"]
+
+    assert resumed("first", 1) == 0
+    assert resumed("moved", 2) == 1
+    shutil.rmtree("moved")
+    shutil.copytree("second", "moved")
+    assert resumed("moved", 2) == 0
 
 
 def test_a_folder_without_pieces_is_refused(tmp_path):

@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save
 from torch.nn import functional as F
 
 from stages.beats import features, model
 from stages.beats.convert import import_beat_transformer
 from stages.beats.transformer import BeatTransformer, DilatedAttention, Sizes, widen
 from stages.errors import ModelError
+from stages.store import model_folder
 
 SMALL = Sizes(stems=1, channels=(4, 8), width=16, feedforward=24, layers=5)
 
@@ -107,9 +109,12 @@ def test_a_published_checkpoint_is_imported_strictly(tmp_path):
     direct.load_state_dict(state)
     stems = [np.random.default_rng(n).uniform(-80, 0, (64, 128)).astype(np.float32) for n in range(5)]
     with torch.inference_mode():
-        wanted = direct(torch.from_numpy(np.stack(stems)).unsqueeze(0))[0][0].sigmoid().numpy()
-    assert np.abs(tracker(stems) - wanted).max() < 5e-3  # half precision on disk
-    assert wanted.std() > 0.02  # the input matters, or anything would do
+        wanted, _ = direct(torch.from_numpy(np.stack(stems)).unsqueeze(0))
+        found, _ = tracker.network(torch.from_numpy(np.stack(stems)).unsqueeze(0))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)  # nothing is lost on the way, as halving would
+    assert np.abs(tracker(stems) - wanted[0].sigmoid().numpy()).max() < 1e-5
+    assert wanted.sigmoid().std() > 0.02  # the input matters, or anything would do
+    assert {t.dtype for t in load_file(tmp_path / "imported" / model.WEIGHTS).values()} == {torch.float32}
 
     torch.save({"state_dict": {**state, "extra": torch.zeros(1)}}, tmp_path / "extra.pt")
     with pytest.raises(ModelError, match="extra has no place"):
@@ -141,9 +146,42 @@ def test_what_is_saved_is_loaded(tmp_path):
     again = model.load_tracker(tmp_path / "beats")
     mel = np.random.default_rng(0).uniform(-80, 0, (100, 128)).astype(np.float32)
     assert np.abs(tracker([mel]) - again([mel])).max() < 1e-3
-    (tmp_path / "beats" / model.CONFIG).write_text("{}")
-    with pytest.raises(ModelError, match="does not hold a beat tracker"):
+
+
+def alter(file, how):
+    data = bytearray(file.read_bytes())
+    how(data)
+    file.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("name", [model.CONFIG, model.WEIGHTS])
+@pytest.mark.parametrize("how", [lambda data: data.clear(), lambda data: data.__setitem__(-1, data[-1] ^ 1),
+                                 lambda data: data.__delitem__(slice(len(data) // 2, None))])  # fmt: skip
+def test_a_tracker_that_differs_from_its_seal_is_refused(tmp_path, name, how):
+    model.save_tracker(model.Tracker(BeatTransformer(SMALL).eval(), features.MIX), tmp_path / "beats", {})
+    alter(tmp_path / "beats" / name, how)
+    with pytest.raises(ModelError, match=f"differs from its seal: {name} was altered"):
         model.load_tracker(tmp_path / "beats")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (model.CONFIG, b"{}", "is not a beat tracker's"),
+        (model.CONFIG, b"[1]", "is not a beat tracker's"),
+        (model.CONFIG, b"{", "is not a beat tracker's"),
+        (model.WEIGHTS, b"", "cannot be loaded"),
+        (model.WEIGHTS, b"\xff" * 8 + b"{}", "cannot be loaded"),
+        (model.WEIGHTS, save({"extra": torch.zeros(3)}), "cannot be loaded"),
+    ],
+)
+def test_a_sealed_folder_that_lies_is_refused(tmp_path, name, content, message):
+    model.save_tracker(model.Tracker(BeatTransformer(SMALL).eval(), features.MIX), tmp_path / "beats", {})
+    with model_folder(tmp_path / "liar", model.KIND, {}) as folder:
+        for file in (model.CONFIG, model.WEIGHTS):
+            (folder / file).write_bytes(content if file == name else (tmp_path / "beats" / file).read_bytes())
+    with pytest.raises(ModelError, match=message):
+        model.load_tracker(tmp_path / "liar")
 
 
 def test_features_do_not_depend_on_blocks_level_or_length(monkeypatch):

@@ -38,8 +38,8 @@ def _write_collection(work: Path, names: list[str], seconds: float = 12.0, test:
                      split, len(samples) / rate, rate, digest])  # fmt: skip
         grid = [] if "hell" in name else [0.5 * beat for beat in range(int(2 * seconds))]
         beats.append({"id": ident, "beats": grid, "downbeats": grid[::4], "metre": 4 if grid else None,
-                      "tempo_bpm": 120.0 if grid else None, "tempo_confidence": 1.0 if grid else 0.0,
-                      "tempo_group": 3 if grid else None, "reason": None if grid else "no beats"})  # fmt: skip
+                      "tempo_bpm": 120.0 if grid else None, "mean_bpm": 120.0 if grid else None,
+                      "tempo_confidence": 1.0 if grid else 0.0})  # fmt: skip
         captions.append({"id": ident, "split": split, "caption": f"A measured piece called {name}.",
                          "original": f"music called {name}", "words": []})  # fmt: skip
     with (audio / "manifest.csv").open("w", newline="", encoding="utf-8") as file:

@@ -58,8 +58,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (work / "music" / f"{number}.txt").write_text(f"noise {number}")
     make_manifest(work / "music", None, work / "manifest", params.Manifest())
     make_audio(work)
-    nothing = {"beats": [], "downbeats": [], "metre": None, "tempo_bpm": None, "tempo_confidence": 0.0,
-               "tempo_group": None, "caption": "noise"}  # fmt: skip
+    nothing = {"beats": [], "downbeats": [], "metre": None, "tempo_bpm": None, "mean_bpm": None,
+               "tempo_confidence": 0.0, "caption": "noise"}  # fmt: skip
     rows = "".join(json.dumps({"id": track.id, **nothing}) + "\n" for track in read_manifest(work / "audio").tracks)
     for name in ("beats", "captions"):
         (work / name).mkdir()

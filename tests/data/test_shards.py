@@ -66,8 +66,8 @@ def test_what_is_read_is_what_was_recorded(work):
     np.testing.assert_array_equal(reader.beats(0), np.arange(24) * 0.5)
     np.testing.assert_array_equal(reader.downbeats(0), np.arange(6) * 2.0)
     assert len(reader.beats(2)) == 0
-    assert (reader.tracks[2].tempo_bpm, reader.tracks[2].tempo_group, reader.tracks[2].metre) == (None, None, None)
-    assert (reader.tracks[0].tempo_bpm, reader.tracks[0].tempo_group, reader.tracks[0].metre) == (120.0, 3, 4)
+    assert (reader.tracks[2].tempo_bpm, reader.tracks[2].mean_bpm, reader.tracks[2].metre) == (None, None, None)
+    assert (reader.tracks[0].tempo_bpm, reader.tracks[0].mean_bpm, reader.tracks[0].metre) == (120.0, 120.0, 4)
     assert reader.tracks[0].caption == "A measured piece called flare_boss_theme."
     assert reader.audio(0, 7, 7).shape == (0,)
     for start, stop in ((-1, 5), (0, reader.tracks[0].samples + 1)):
@@ -167,7 +167,8 @@ def test_missing_short_exchanged_and_foreign_shards(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda index: index | {"schema": 2}, "schema 2; this version reads up to 1"),
+        (lambda index: index | {"schema": 3}, "schema 3; this version reads up to 2"),
+        (lambda index: index | {"schema": 1}, "not an index of shards: its schema is 1"),
         (lambda index: index | {"schema": None}, "not an index of shards"),
         (lambda index: {**index, "shards": [{**index["shards"][0], "file": "../x.h5"}]}, "names a file"),
         (lambda index: {key: index[key] for key in ("schema", "shards")}, "not an index of shards"),
@@ -258,6 +259,15 @@ def test_a_track_altered_since_its_manifest_is_refused(work, tmp_path):
     soundfile.write(path, samples, rate)
     with pytest.raises(DataError, match=rf"{NAMES[0]}\.flac was altered"):
         write(mine, mine / "shards")
+
+
+def test_beats_of_an_older_version_are_told_with_the_command(work, tmp_path):
+    mine = shutil.copytree(work, tmp_path / "work")
+    path = mine / "beats" / "beats.jsonl"
+    path.write_text(path.read_text().replace('"mean_bpm"', '"tempo_group"'))
+    with pytest.raises(DataError, match=rf"or an older version's \({len(NAMES)} are missing\)") as error:
+        write(mine, mine / "shards")
+    assert "musicldm prep beats" in error.value.remedy
 
 
 @pytest.mark.parametrize(("folder_name", "command"), [("beats", "prep beats"), ("captions", "prep captions")])

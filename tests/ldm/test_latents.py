@@ -13,8 +13,15 @@ from stages.audio.mel import clip_mel
 from stages.clap.model import load_clap
 from stages.data.shards import ShardReader
 from stages.errors import DataError
-from stages.ldm.latents import LatentDataset, LatentReader, choose_windows, prepare, read_clip, sample_posterior
-from stages.store import exclusive, sha256
+from stages.ldm.latents import (
+    LatentDataset,
+    LatentReader,
+    choose_windows,
+    prepare,
+    read_clip,
+    sample_posterior,
+)
+from stages.store import exclusive, sha256, write_json
 from stages.vae.model import load_vae
 from tests.ldm.toy import toy_params
 
@@ -25,9 +32,12 @@ def test_windows_are_downbeats_and_a_grid(project):
     windows = choose_windows(number, reader.tracks[number], reader.downbeats(number), project.params)
     # 9 s, clips of 2.56 s: starts up to 6.44 s; downbeats at 0.3 + 2 n; the grid at 1.28 n
     assert [w.start / 16_000 for w in windows if w.on_downbeat] == [0.3, 2.3, 4.3, 6.3]
-    assert [w.start / 16_000 for w in windows if not w.on_downbeat] == [0, 1.28, 2.56, 3.84, 5.12, 6.4]
+    assert [w.start / 16_000 for w in windows if w.on_grid] == [0, 1.28, 2.56, 3.84, 5.12, 6.4]
+    assert all(w.on_grid or w.on_downbeat for w in windows)
+    assert set(windows.track) == {number}
     few = choose_windows(number, reader.tracks[number], np.arange(0, 9, 0.5), toy_params_with_three_downbeats())
     assert [w.start / 16_000 for w in few if w.on_downbeat] == [0, 3, 6]
+    assert [w.on_grid for w in few if w.start == 0] == [True]  # a downbeat that lies on the grid is of both
 
 
 def toy_params_with_three_downbeats():
@@ -54,14 +64,70 @@ def test_what_is_stored_is_what_vae_and_clap_say(project):
     torch.testing.assert_close(latents.embedding(row, "text"), clap.embed_text([caption])[0], atol=1e-5, rtol=0)
 
 
-def test_dataset_gives_one_split(project):
+def test_dataset_gives_one_splits_grid(project):
     latents, shards = LatentReader(project.latents), ShardReader(project.shards)
     train = LatentDataset(latents, shards.tracks, "train", "audio")
     valid = LatentDataset(latents, shards.tracks, "valid", "text")
-    assert len(train) + len(valid) == len(latents)
+    assert len(train) + len(valid) == sum(w.on_grid for w in latents.windows) == 10 * 6
+    assert all(latents.windows[row].on_grid for row in (*train.rows, *valid.rows))
     item = pickle.loads(pickle.dumps(valid))[0, 123]  # as a loader's worker gets it
     assert shards.tracks[item["track"]].id == "click-valid"
     assert torch.equal(item["condition"], latents.embedding(valid.rows[0], "text"))
+
+
+def test_by_track_an_item_is_a_track_and_the_seed_its_window(project):
+    latents, shards = LatentReader(project.latents), ShardReader(project.shards)
+    train = LatentDataset(latents, shards.tracks, "train", "audio", by_track=True)
+    assert len(train) == 9
+    for index in range(9):
+        items = [train[index, seed] for seed in range(12)]
+        assert len({item["track"] for item in items}) == 1
+        rows = [row for row in train.rows if latents.windows[row].track == items[0]["track"]]
+        assert [bool(torch.equal(item["mean"], latents.posterior(rows[seed % 6])[0]))
+                for seed, item in enumerate(items)] == [True] * 12  # fmt: skip
+
+
+def test_parts_of_any_size_are_found_by_their_windows(project, tmp_path):
+    """Also one that holds none, as a shard of the test split makes it."""
+    latents = LatentReader(project.latents)
+    copy, (part,) = tmp_path / "latents", latents.index["parts"]
+    shutil.copytree(project.latents, copy)
+    with h5py.File(copy / "none.h5", "w") as none:
+        none.attrs["key"] = "none"
+    empty = {"file": "none.h5", "bytes": (copy / "none.h5").stat().st_size, "key": "none", "windows": 0}
+    np.save(copy / "windows.npy", np.concatenate([latents.windows, latents.windows]))
+    digest = {"windows_sha256": sha256(copy / "windows.npy")}
+    write_json(copy / "index.json", latents.index | digest | {"parts": [empty, part, empty, part]})
+    reader = LatentReader(copy)
+    assert len(reader) == 2 * len(latents)
+    for row in (0, 7, len(latents) - 1):
+        assert torch.equal(reader.posterior(row)[0], latents.posterior(row)[0])
+        assert torch.equal(reader.posterior(row + len(latents))[0], latents.posterior(row)[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path, _: path.unlink(),
+        lambda path, _: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path, _: np.save(path, np.zeros(3)),
+        lambda path, windows: np.save(path, windows[:-1]),
+        lambda path, windows: np.save(path, windows.astype([(name, "i8") for name in windows.dtype.names])),
+        lambda path, _: np.save(path, np.array([{}], dtype=object), allow_pickle=True),
+    ],
+)
+@pytest.mark.parametrize("lies", [False, True])
+def test_a_list_of_windows_that_is_not_the_indexs_is_refused(project, tmp_path, change, lies):
+    """Also where the index was altered to name it; and it is never unpickled."""
+    copy = tmp_path / "latents"
+    shutil.copytree(project.latents, copy)
+    change(copy / "windows.npy", LatentReader(project.latents).windows)
+    if lies and (copy / "windows.npy").exists():
+        index = json.loads((copy / "index.json").read_text())
+        write_json(copy / "index.json", index | {"windows_sha256": sha256(copy / "windows.npy")})
+    with pytest.raises(DataError, match=r"windows\.npy cannot be read") as caught:
+        LatentReader(copy)
+    assert "musicldm prep latents" in caught.value.remedy
 
 
 def test_posterior_samples_have_its_moments():

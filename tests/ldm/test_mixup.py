@@ -1,5 +1,8 @@
 """Mixup: who is mixed with whom, and what comes of it."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import soundfile
@@ -7,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from stages.clap.model import load_clap
+from stages.data.dataset import normalise_audio
 from stages.data.shards import ShardReader
 from stages.errors import DataError, UsageError
 from stages.ldm.latents import LatentReader, sample_posterior
@@ -72,19 +76,88 @@ def test_aligned_pairs_share_tempo_and_start_on_downbeats(parts, scheme):
     assert len({mix.first for mix in mixes}) == 4 + 3 + 3 + 3  # every downbeat of every track with partners
 
 
-def test_simple_pairs_are_any_windows_of_other_recordings(parts):
-    _, sides, names = drawn(parts, "simple", 1500)
+def test_simple_pairs_are_grid_windows_of_other_recordings(parts):
+    mixes, sides, names = drawn(parts, "simple", 1500)
     assert len(names) == 9 * 8 / 2 - 1
     assert frozenset(("click-a", "click-a-again")) not in names
     assert frozenset(("click-far", "flare-cave-theme")) in names
-    assert any(not a.on_downbeat for a, _ in sides)
+    windows = parts["latents"].windows
+    assert all(windows[row].on_grid for mix in mixes for row in (mix.first, mix.second))
+    firsts = np.bincount([a.track for a, _ in sides], minlength=len(parts["shards"].tracks))
+    assert np.abs(firsts[firsts > 0] / (1500 / 9) - 1).max() < 0.3  # even over tracks
 
 
-def test_no_partners_is_an_error(parts):
-    params = toy_params(mixup="blm")
-    strict = params.model_copy(update={"tempo": params.tempo.model_copy(update={"min_downbeats": 50})})
-    with pytest.raises(DataError, match="No two training tracks"):
-        Pairs(parts["latents"], parts["shards"], strict)
+def with_tempo(params, **tempo):
+    return params.model_copy(update={"tempo": params.tempo.model_copy(update=tempo)})
+
+
+def pairs_with(parts, scheme="blm", **tempo):
+    return Pairs(parts["latents"], parts["shards"], with_tempo(toy_params(mixup=scheme), **tempo))
+
+
+def names_with(parts, **tempo):
+    pairs, windows = pairs_with(parts, **tempo), parts["latents"].windows
+    mixes = [pairs.draw([0, 0, number]) for number in range(200)]
+    tracks = {windows[row].track for mix in mixes for row in (mix.first, mix.second)}
+    return {parts["shards"].tracks[track].id for track in tracks}
+
+
+def test_the_section_tempo_is_that_of_the_training(parts):
+    """Nothing of it lies in beats or shards: each key changes the pairs at once."""
+    usual = {"click-a", "click-b", "click-c", "click-a-again"}
+    assert names_with(parts) == usual
+    assert names_with(parts, tolerance=0.001) == usual - {"click-c"}
+    assert names_with(parts, tolerance=0.4) == usual | {"click-far"}
+    assert names_with(parts, rule="bpm-div-3") == usual
+    assert names_with(parts, rule="bpm-div-3", tolerance=0.001) == usual  # 120 and 121 are both 40 threes
+
+
+def test_no_partners_is_an_error_with_the_reasons_and_what_helps(parts):
+    with pytest.raises(DataError, match=r"No two of the 9 training tracks may be mixed by ldm\.mixup blm: ") as caught:
+        pairs_with(parts, min_downbeats=50)
+    assert "5 with fewer than 50 downbeats" in caught.value.message
+    assert "a lower tempo.min_downbeats; --mixup simple; --mixup none" in caught.value.remedy
+    pairs_with(parts, "simple", min_downbeats=50)
+
+
+@pytest.mark.parametrize(
+    ("doubt", "key", "helps"),
+    [
+        ({"tempo_confidence": 0.3}, "a lower tempo.min_confidence", {"min_confidence": 0.2}),
+        ({"n_downbeats": 3}, "a lower tempo.min_downbeats", {"min_downbeats": 3}),
+    ],
+)
+def test_each_remedy_helps(parts, doubt, key, helps):
+    tracks = [replace(track, **doubt) for track in parts["shards"].tracks]
+    shards = SimpleNamespace(tracks=tracks)
+    strict = with_tempo(toy_params(mixup="bam"), min_downbeats=4)
+    with pytest.raises(DataError) as caught:
+        Pairs(parts["latents"], shards, strict)
+    assert key in caught.value.remedy
+    assert Pairs(parts["latents"], shards, with_tempo(strict, **helps)).draw([0])
+
+
+@pytest.mark.parametrize("rule", ["octave-log", "bpm-div-3"])
+def test_lonely_tempos_name_the_tolerance_only_where_it_counts(parts, rule):
+    tempos = dict(zip([track.id for track in parts["shards"].tracks], range(60, 400, 31), strict=False))
+    tracks = [replace(track, mean_bpm=float(tempos[track.id]), tempo_bpm=tempos[track.id] * 1.0,
+                      metre=track.metre and 4) for track in parts["shards"].tracks]  # fmt: skip
+    settings = with_tempo(toy_params(mixup="blm"), rule=rule, tolerance=1e-6)
+    with pytest.raises(DataError, match="whose tempo and metre no other recording shares") as caught:
+        Pairs(parts["latents"], SimpleNamespace(tracks=tracks), settings)
+    assert ("tempo.tolerance" in caught.value.remedy) == (rule == "octave-log")
+    assert Pairs(
+        parts["latents"], SimpleNamespace(tracks=tracks), with_tempo(settings, rule="octave-log", tolerance=0.4)
+    )
+
+
+def test_one_recording_cannot_be_mixed_and_simple_says_so(parts):
+    tracks = [replace(track, recording="one") for track in parts["shards"].tracks]
+    for scheme in ("simple", "blm"):
+        with pytest.raises(DataError) as caught:
+            Pairs(parts["latents"], SimpleNamespace(tracks=tracks), toy_params(mixup=scheme))
+        assert "--mixup none" in caught.value.remedy
+        assert "--mixup simple" not in caught.value.remedy
 
 
 def test_blm_with_weight_one_is_the_first_latent(parts):
@@ -100,7 +173,29 @@ def test_blm_with_weight_one_is_the_first_latent(parts):
     torch.testing.assert_close(z[1], 0.25 * sides[0] + 0.75 * sides[1])
     audio = parts["vocoder"](parts["vae"].decode(z / 1.5))
     assert audio.shape == (2, mixer.params.audio.clip_samples)  # to the sample, nothing padded
-    torch.testing.assert_close(condition, parts["clap"].embed_audio(audio, 16_000))
+    assert float(audio.abs().amax(1).max()) != pytest.approx(0.5)  # so that the next line can fail
+    torch.testing.assert_close(condition, parts["clap"].embed_audio(at_level(audio), 16_000))
+
+
+def at_level(audio):
+    centred = audio - audio.mean(1, keepdim=True)
+    return 0.5 * centred / centred.abs().amax(1, keepdim=True)
+
+
+@pytest.mark.parametrize("scheme", ["simple", "bam"])
+def test_mixed_audio_is_at_the_level_of_every_clip(parts, scheme):
+    mixer = make_mixer(parts, mixup=scheme)
+    mixes = [mixer.pairs.draw([0, 0, number]) for number in range(8)]
+    mixed = mixer.mix_audio(mixes, torch.tensor([mix.weight for mix in mixes]))
+    torch.testing.assert_close(mixed.abs().amax(1), torch.full((8,), mixer.params.audio.peak))
+    assert float(mixed.mean(1).abs().max()) < 1e-6
+
+
+def test_silence_stays_silent_and_offsets_go():
+    sound = torch.stack([torch.full((1000,), 0.3), torch.zeros(1000), 0.3 + 0.1 * torch.randn(1000)])
+    level = normalise_audio(sound, 0.5)
+    assert level[:2].abs().max() == 0
+    torch.testing.assert_close(level[2:], at_level(sound[2:]))
 
 
 def onsets(audio):
@@ -131,7 +226,7 @@ def test_a_preview_is_the_mix_and_says_how_far_its_beats_are_apart(project, part
         mix = mixer.pairs.draw([0, 0, number])
         sound, rate = soundfile.read(pair.wav)
         sides = [mixer.clip(row) for row in (mix.first, mix.second)]
-        wanted = pair.weight * sides[0] + (1 - pair.weight) * sides[1]
+        wanted = at_level(torch.from_numpy(pair.weight * sides[0] + (1 - pair.weight) * sides[1])[None])[0].numpy()
         assert rate == 16_000
         assert np.abs(sound - wanted).max() < 1e-4  # of 16 bits
         assert pair.png.stat().st_size > 10_000
@@ -154,7 +249,7 @@ def test_bam_trains_on_the_encoded_mix(parts):
     mixer.pairs = Chosen(Mix(first, second, 0.3))
     z, condition = mixer.make([0], 0, CPU)
     sides = [mixer.clip(row) for row in (first, second)]
-    audio = torch.from_numpy(0.3 * sides[0] + 0.7 * sides[1])[None].float()
+    audio = at_level(torch.from_numpy(0.3 * sides[0] + 0.7 * sides[1])[None].float())
     mean, logvar = parts["vae"].encode(mixer.mel(audio))
     noise = _noise([0, 0, 0], mixer.params.latent_shape)[0]
     torch.testing.assert_close(z, 1.5 * (mean + (logvar / 2).exp() * noise), rtol=1e-4, atol=1e-4)

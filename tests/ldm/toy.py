@@ -78,8 +78,7 @@ def write_collection(work):
         mixable = len(beats) > 0
         beat_rows.append({"id": name, "beats": list(beats), "downbeats": list(downbeats),
                           "metre": 4 if mixable else None, "tempo_bpm": bpm if mixable else None,
-                          "tempo_confidence": float(mixable), "tempo_group": 0 if mixable else None,
-                          "reason": None if mixable else "no beats"})  # fmt: skip
+                          "mean_bpm": bpm if mixable else None, "tempo_confidence": float(mixable)})  # fmt: skip
         caption_rows.append({"id": name, "split": split, "caption": f"music like {name.replace('-', ' ')}",
                              "original": "", "words": []})  # fmt: skip
     with (work / "audio" / "manifest.csv").open("w", newline="", encoding="utf-8") as file:

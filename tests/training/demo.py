@@ -29,7 +29,7 @@ def demo_shards(work, params, seconds=11.0):
         rows.append([track, f"tracks/{track}.flac", name, name, name.split("_")[0], "", "CC-BY-SA-3.0", split,
                      len(samples) / rate, rate, digest])  # fmt: skip
         beats.append({"id": track, "beats": [], "downbeats": [], "metre": None, "tempo_bpm": None,
-                      "tempo_confidence": 0.0, "tempo_group": None, "reason": "no beats"})  # fmt: skip
+                      "mean_bpm": None, "tempo_confidence": 0.0})  # fmt: skip
         captions.append({"id": track, "split": split, "caption": name, "original": name, "words": []})
     with (work / "audio" / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
