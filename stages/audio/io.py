@@ -30,8 +30,11 @@ from stages.store import CheckedFile, atomic_file
 
 Samples = NDArray[np.float32]
 
-FFMPEG_SUFFIXES = (".m4a", ".aac", ".mp4")
-SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", *FFMPEG_SUFFIXES)
+FFMPEG_SUFFIXES = (".m4a", ".m4b", ".aac", ".mp4", ".webm", ".mka", ".mkv", ".wma")
+SUFFIXES = (
+    *(".wav", ".w64", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".caf", ".au"),
+    *FFMPEG_SUFFIXES,
+)
 WRITABLE_SUFFIXES = (".wav", ".flac", ".ogg")
 BLOCK_SAMPLES = 1 << 16
 FULL_SCALE = 32768  # 16-bit steps in 1.0
@@ -128,14 +131,6 @@ def probe(path: Path) -> Info:
     with open_audio(path) as audio:
         frames = audio.frames if audio.frames is not None else sum(map(len, audio.blocks()))
         return Info(frames / audio.sample_rate, audio.sample_rate, audio.channels)
-
-
-def find_audio(folder: Path) -> list[Path]:
-    """Every file below `folder` with one of SUFFIXES, sorted. Raises DataError when there is none."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise DataError(f"There is no audio at {folder}.", f"Known suffixes: {' '.join(SUFFIXES)}")
-    return files
 
 
 def scan(path: Path) -> tuple[int, int, str]:
