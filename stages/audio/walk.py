@@ -38,14 +38,14 @@ class Walk:
         return self.files
 
 
-def walk_audio(folder: Path, *, deep: bool = True) -> Walk:
-    """Audio in `folder` and, if `deep`, in all folders below; linked ones are followed, each once."""
+def walk_audio(folder: Path, *, deep: bool = True, without: Path | None = None) -> Walk:
+    """Audio in `folder` and, if `deep`, in all folders below but `without`; linked ones are followed, each once."""
     walk = Walk(folder, [], {}, {})
 
     def closed(error: OSError) -> None:
         walk.closed[Path(error.filename)] = f"cannot be opened: {error.strerror}"
 
-    seen = {os.path.realpath(folder)}
+    seen = {os.path.realpath(path) for path in (folder, without) if path is not None}
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=closed):
         folders[:] = _new_folders(parent, folders, seen) if deep else []
         for path in (Path(parent, name) for name in names if not is_hidden(name)):

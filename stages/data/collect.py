@@ -78,6 +78,7 @@ def make_manifest(
     *,
     columns: Mapping[str, str] | None = None,
     strict: bool = False,
+    results: Path | None = None,
     jobs: int | None = None,
     dask: str | None = None,
     progress: Progress = silent,
@@ -85,10 +86,11 @@ def make_manifest(
     """Catalogue every audio file below `source` into `folder`: manifest.csv and .json, rejected and duplicates.csv.
 
     Captions come from the table `captions` (default: one of the usual names in `source`), else from a sidecar
-    file, else from tags. Every file is decoded whole, by `jobs` processes or a Dask cluster (`run_each`). Raises
-    DataError, with nothing written, when there is nothing to use, or with `strict` when anything is rejected.
+    file, else from tags. Every file is decoded whole, by `jobs` processes or a Dask cluster (`run_each`). A folder
+    of `results` below `source` holds what was made of the music, and is passed over. Raises DataError, with nothing
+    written, when there is nothing to use, or with `strict` when anything is rejected.
     """
-    walk = _walk(source)
+    walk = _walk(source, results)
     paths = [path.relative_to(source).as_posix() for path in walk.files]
     refused = sorted({**walk.closed, **walk.unread}.items())
     rejected = [Rejected(path.relative_to(source).as_posix(), why) for path, why in refused]
@@ -140,11 +142,11 @@ def track_id(path: str) -> str:
     return f"{slug}-{digest}" if slug else digest
 
 
-def _walk(source: Path) -> Walk:
+def _walk(source: Path, results: Path | None) -> Walk:
     if not source.is_dir():
         what = "is not a folder" if source.exists() else "does not exist"
         raise DataError(f"The collection {source} {what}.", "Try the demo music: musicldm data demo data/demo")
-    walk = walk_audio(source)
+    walk = walk_audio(source, without=results)
     walk.require()
     return walk
 

@@ -13,6 +13,7 @@ Rule = Literal["artist", "album", "track"]
 Split = Literal["train", "valid", "test"]
 RULES: tuple[Rule, ...] = ("artist", "album", "track")  # coarsest first
 Item = TypeVar("Item")
+LEAST_TRACKS = 5  # that can be divided into 2 for training, 1 for validation and 2 for tests
 _MANY_GROUPS = 200
 
 
@@ -48,10 +49,19 @@ def divide_tracks(
     if all(name.startswith("file ") for name in grouped[rule].values()):
         rule = "track"
     groups = grouped[rule]
-    split_of = divide(Counter(groups.values()), settings.valid_share, settings.test_share, settings.seed)
+    split_of = divide(Counter(groups.values()), settings.valid_share, _test_share(len(texts), settings), settings.seed)
     empty = [name for name in wanted if name not in split_of.values()]
-    notes = [_why(rule, grouped, settings), *([_what_is_missing(empty, groups, settings)] if empty else [])]
+    notes = [_why(rule, grouped, settings)]
+    if empty:
+        finest = grouped["track"] if settings.split_by == "auto" else groups
+        notes.append(_what_is_missing(empty, _count(finest), settings))
     return Division(rule, {path: split_of[name] for path, name in groups.items()}, notes)
+
+
+def _test_share(tracks: int, settings: params.Manifest) -> float:
+    """Enough for two tracks, where five are there: a distance between sets, as `eval quality` gives, needs two."""
+    wants_two = settings.test_share > 0 and tracks >= LEAST_TRACKS
+    return max(settings.test_share, 2 / tracks) if wants_two else settings.test_share
 
 
 def _coarsest(grouped: Mapping[Rule, Mapping[str, str]], splits: int) -> Rule:
@@ -68,19 +78,17 @@ def _groups(texts: Mapping[str, Mapping[str, str]], copies: Sequence[tuple[str, 
 def _why(rule: Rule, grouped: Mapping[Rule, Mapping[str, str]], settings: params.Manifest) -> str:
     said = f"Split by {rule}: {_count(grouped[rule])}"
     if settings.split_by == "auto" and grouped[rule] != grouped["artist"]:
-        return (
-            f"{said}. By artist, {_count(grouped['artist'])} cannot fill every split; "
-            "to keep artists whole all the same: -S manifest.split_by=artist"
-        )
+        coarse = _count(grouped["artist"])
+        return f"{said}, since {coarse} cannot fill every split. To keep artists whole: -S manifest.split_by=artist"
     unnamed = rule == "track" and settings.split_by != "track"
-    return f"{said}, of which none names its artist or album." if unnamed else f"{said}."
+    return f"{said}; none names its artist or album." if unnamed else f"{said}."
 
 
-def _what_is_missing(empty: list[str], groups: Mapping[str, str], settings: params.Manifest) -> str:
+def _what_is_missing(empty: list[str], groups: str, settings: params.Manifest) -> str:
     effects = {"valid": "trainings are not validated", "test": "`generate` and `eval` have no test music"}
     remedy = "Add music" if settings.split_by in ("auto", "track") else "To divide finer: -S manifest.split_by=auto"
     return (
-        f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty, as {_count(groups)} cannot fill them: "
+        f"{' and '.join(empty)} {'is' if len(empty) == 1 else 'are'} empty, as {groups} cannot fill every split: "
         f"{' and '.join(effects[name] for name in empty)}. {remedy}."
     )
 

@@ -19,7 +19,7 @@ _KEYS = {
     "genre": ("genre",),
     "comment": ("comment", "description", "synopsis"),
 }
-_LINK = re.compile(r"https?://\S+")  # yt-dlp's comment is the page's address, no word about the music
+_NO_WORDS = re.compile(r"https?://\S+|\{.*\}")  # yt-dlp's comment is a page's address; our own audio's is JSON
 # Of these containers alone: a playlist that is called song.mp3 would have ffmpeg open the files it lists.
 _CONTAINERS = "wav,w64,aiff,caf,au,flac,mp3,ogg,aac,mov,mp4,matroska,webm,asf"
 
@@ -38,7 +38,7 @@ def read_tags(path: Path) -> Row:
 
 def _first(found: Mapping[str, object], field: str) -> str:
     values = (clean(found.get(key)) for key in _KEYS[field])
-    value = next((value for value in values if value and not _LINK.fullmatch(value)), "")
+    value = next((value for value in values if value and not _NO_WORDS.fullmatch(value)), "")
     return re.sub(r"\s*;\s*", ", ", value) if field in ("artist", "genre") else value  # ffmpeg joins several by it
 
 
@@ -76,4 +76,5 @@ def _artists(path: Path) -> dict[str, list[str]]:
         tags = dict(getattr(mutagen.File(path), "tags", None) or {})
     except (mutagen.MutagenError, OSError, ValueError):
         return {}
-    return next(({"artist": getattr(tags[key], "text", tags[key])} for key in ("TPE1", "\xa9ART") if key in tags), {})
+    artists = next((tags[key] for key in ("TPE1", "\xa9ART") if key in tags), None)
+    return {} if artists is None else {"artist": list(getattr(artists, "text", artists))}
