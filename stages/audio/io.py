@@ -25,16 +25,14 @@ import soxr
 from mutagen.ogg import OggPage
 from numpy.typing import NDArray
 
+from stages.audio import suffixes
 from stages.errors import DataError, MissingDependencyError
 from stages.store import CheckedFile, atomic_file
 
 Samples = NDArray[np.float32]
 
-FFMPEG_SUFFIXES = (".m4a", ".m4b", ".aac", ".mp4", ".webm", ".mka", ".mkv", ".wma")
-SUFFIXES = (
-    *(".wav", ".w64", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".caf", ".au"),
-    *FFMPEG_SUFFIXES,
-)
+FFMPEG_SUFFIXES = (".m4a", ".aac", ".mp4")
+SUFFIXES = suffixes.SUFFIXES
 WRITABLE_SUFFIXES = (".wav", ".flac", ".ogg")
 BLOCK_SAMPLES = 1 << 16
 FULL_SCALE = 32768  # 16-bit steps in 1.0

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.audio.io import SUFFIXES
+from stages.audio.suffixes import SUFFIXES
 from stages.errors import DataError
 
 _NOTES = ".mid .midi .kar .rmi .mod .xm .it .s3m .mtm .stm .nsf .spc .vgm .vgz .sid"  # no sound in them

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from stages import params
 from stages.audio import io
+from stages.audio.suffixes import SUFFIXES
 from stages.audio.walk import Walk, unread, walk_audio
 from stages.data import splits, tables
 from stages.data.manifest import MANIFEST, ROOT, SCHEMA, SPLITS, Track, csv_text, write_manifest
@@ -192,7 +193,7 @@ def _listed(
 
 
 def _why_no_audio(path: Path) -> str:
-    if tables.is_file(path) and path.suffix.lower() not in io.SUFFIXES:
+    if tables.is_file(path) and path.suffix.lower() not in SUFFIXES:
         return unread(path)
     return "is in the caption table, but is no audio file of the folder"
 

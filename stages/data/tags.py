@@ -21,7 +21,7 @@ _KEYS = {
 }
 _NO_WORDS = re.compile(r"https?://\S+|\{.*\}")  # yt-dlp's comment is a page's address; our own audio's is JSON
 # Of these containers alone: a playlist that is called song.mp3 would have ffmpeg open the files it lists.
-_CONTAINERS = "wav,w64,aiff,caf,au,flac,mp3,ogg,aac,mov,mp4,matroska,webm,asf"
+_CONTAINERS = "wav,w64,aiff,caf,au,flac,mp3,ogg,aac,mov,matroska,asf,wv,ape,tta"
 
 
 def read_tags(path: Path) -> Row:

@@ -212,7 +212,7 @@ def embed(
             logits += [] if entry.logits is None else [entry.logits]
             mute |= {segment.name} if is_mute else set()
     if not names:
-        raise DataError(f"The set `{what}` has no clips.", "Check the splits of the manifest: musicldm data check")
+        raise DataError(f"The set `{what}` has no clips.", "See how it is divided: musicldm prep manifest")
     if mute == set(names):
         raise DataError(f"All {len(mute)} clips of the set `{what}` are silent.", "Train the model longer.")
     return Embedded(
