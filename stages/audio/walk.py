@@ -40,21 +40,20 @@ class Walk:
 
 def walk_audio(folder: Path, *, deep: bool = True, without: Path | None = None) -> Walk:
     """Audio in `folder` and, if `deep`, in all folders below but `without`; linked ones are followed, each once."""
-    walk = Walk(folder, [], {}, {})
+    files: list[Path] = []
+    unread_files: list[Path] = []
+    closed: dict[Path, str] = {}
 
-    def closed(error: OSError) -> None:
-        walk.closed[Path(error.filename)] = f"cannot be opened: {error.strerror}"
+    def note(error: OSError) -> None:
+        closed[Path(error.filename)] = f"cannot be opened: {error.strerror}"
 
     seen = {os.path.realpath(path) for path in (folder, without) if path is not None}
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=closed):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=note):
         folders[:] = _new_folders(parent, folders, seen) if deep else []
-        for path in (Path(parent, name) for name in names if not is_hidden(name)):
-            if path.suffix.lower() in SUFFIXES:
-                walk.files.append(path)
-            elif path.suffix.lower() in UNREAD_SUFFIXES:
-                walk.unread[path] = unread(path)
-    walk.files.sort(key=Path.as_posix)
-    return walk
+        visible = [Path(parent, name) for name in names if not is_hidden(name)]
+        files += [path for path in visible if path.suffix.lower() in SUFFIXES]
+        unread_files += [path for path in visible if path.suffix.lower() in UNREAD_SUFFIXES]
+    return Walk(folder, _sorted(files), {path: unread(path) for path in _sorted(unread_files)}, closed)
 
 
 def find_audio(folder: Path, *, deep: bool = True) -> list[Path]:
@@ -82,3 +81,7 @@ def _new_folders(parent: str, names: list[str], seen: set[str]) -> Iterator[str]
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is passed over for its name."""
     return name.startswith(".") or name == "__MACOSX"
+
+
+def _sorted(paths: list[Path]) -> list[Path]:
+    return sorted(paths, key=Path.as_posix)  # by letters, on Windows too

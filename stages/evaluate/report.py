@@ -91,7 +91,8 @@ class _Training:
     def attribution(self, track: str) -> str:
         with h5py.File(self.files[track], "r", locking=False) as file:
             attrs = file[track].attrs
-            title, artist, licence = (str(attrs.get(key) or "unknown") for key in ("title", "artist", "licence"))
+            artist, licence = (str(attrs.get(key) or "unknown") for key in ("artist", "licence"))
+            title = attrs.get("title") or track
         return f"“{title}” by {artist}, licence: {licence}"
 
 
