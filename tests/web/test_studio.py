@@ -184,6 +184,7 @@ def refusals(person, port):
         status, answer = person.job(**changed)
         assert (status, answer["ok"]) == (422, False), changed
         assert len(answer["sentence"]) > 10
+    assert b'accept="audio/*,.wav,' in person.ask("GET", "/")[1] and b",.m4a," in person.ask("GET", "/")[1]
     assert person.job(upload="none")[0] == 404
     for name in ("../studio.log", "%2e%2e%2fstudio.log", "manifest.jsonl", "0" * 16 + ".wav"):
         assert person.ask("GET", f"/file/{name}")[0] == 404
