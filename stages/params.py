@@ -54,7 +54,7 @@ class Mel(Section):
 
 
 class Manifest(Section):
-    """Which music, and how it is divided. Splits go by artist, never by clip."""
+    """Which music, and how it is divided: by artist where there are enough of them, never by clip."""
 
     source: str = "data/demo"
     captions: str | None = None
@@ -62,6 +62,7 @@ class Manifest(Section):
     near_duplicate: Share | None = 0.7  # correlation of two sketches that are one recording; null compares none
     valid_share: Share = 0.05
     test_share: Share = 0.1
+    split_by: Literal["auto", "artist", "album", "track"] = "auto"  # auto: artist where that fills all three splits
     seed: int = 0
 
 

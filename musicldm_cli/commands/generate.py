@@ -277,8 +277,9 @@ def _wanted(
     tests = found.layout.captions / "prompts.csv"
     if file is None and not tests.exists():
         raise UsageError(f"There is no prompt, and no {tests}.", 'Type one: musicldm generate "dramatic trailer"')
-    wanted, bad = read_prompts(file or tests, defaults)
-    if limit is None and (file is None or file.resolve() == tests.resolve()):
+    of_tests = file is None or file.resolve() == tests.resolve()
+    wanted, bad = read_prompts(file or tests, defaults, of_tests)
+    if limit is None and of_tests:
         limit = params.generate.max_prompts
     return takes(wanted[:limit], count), bad
 

@@ -1,13 +1,20 @@
 """`musicldm prep`."""
 
+from __future__ import annotations
+
+import textwrap
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from musicldm_cli.session import Dask, Jobs, session
 
-SHOWN = 10  # copies that are listed in the text
+if TYPE_CHECKING:
+    from stages.data.collect import Catalogue
+
+SHOWN, SHOWN_REASONS = 10, 3  # copies and kinds of rejections that the text lists
+COLUMNS = 80
 
 app = typer.Typer(
     no_args_is_help=True, help="Prepare a collection: manifest, resample, beats, captions, shards, latents."
@@ -55,22 +62,57 @@ def manifest(
     from stages.data.collect import make_manifest
 
     with found.output.progress() as progress:
-        made = make_manifest(source or Path(settings.source), captions, out or found.layout.manifest, settings,
-                             columns=columns, strict=strict, jobs=jobs, dask=dask, progress=progress)  # fmt: skip
+        made = make_manifest(
+            source or Path(settings.source),
+            captions,
+            out or found.layout.manifest,
+            settings,
+            columns=columns,
+            strict=strict,
+            results=found.layout.work,
+            jobs=jobs,
+            dask=dask,
+            progress=progress,
+        )
     hours = sum(track.seconds for track in made.tracks) / 3600
+    reasons = [{"count": count, **vars(first)} for count, first in made.reasons(SHOWN_REASONS)]
+    found.output.result(
+        "\n".join(_manifest_lines(made, hours, settings.limit)),
+        [made.folder / "manifest.csv"],
+        tracks=len(made.tracks),
+        hours=round(hours, 6),
+        splits=made.split_sizes,
+        split_by=made.division.by,
+        notes=made.division.notes,
+        rejected=len(made.rejected),
+        reasons=reasons,
+        left_out=len(made.left_out),
+        rejected_file=made.folder / "rejected.csv",
+        duplicates=[vars(copy) for copy in made.duplicates],
+    )
+
+
+def _manifest_lines(made: Catalogue, hours: float, limit: int | None) -> list[str]:
     sizes = ", ".join(f"{count} {split}" for split, count in made.split_sizes.items())
-    text = f"{len(made.tracks)} tracks ({hours:.2f} h: {sizes}) are in {made.folder / 'manifest.csv'}."
+    plural = "s" * (len(made.tracks) != 1)
+    lines = [f"{len(made.tracks)} track{plural} ({hours:.2f} h: {sizes}) are in {made.folder / 'manifest.csv'}."]
+    lines += made.division.notes
+    if made.left_out:
+        lines.append(
+            f"{len(made.left_out)} files are left out by manifest.limit={limit}; to use all: -S manifest.limit=null"
+        )
     if made.rejected:
-        first = made.rejected[0]
-        text += f"\n{len(made.rejected)} rejected, e.g. {first.path}: {first.reason}"
-        text += f"\n{made.folder / 'rejected.csv'} lists them all."
+        lines.append(f"{len(made.rejected)} rejected, listed in {made.folder / 'rejected.csv'}:")
+    lines = [textwrap.fill(line, COLUMNS, break_long_words=False, break_on_hyphens=False) for line in lines]
+    for count, first in made.reasons(SHOWN_REASONS):
+        more = f" (so are {count - 1} more)" if count > 1 else ""
+        reason = textwrap.shorten(f"{first.path}: {first.reason}", COLUMNS - 2 - len(more), placeholder=" ...")
+        lines.append(f"  {reason}{more}")
     for copy in made.duplicates[:SHOWN]:
-        text += f"\nOne recording ({copy.similarity:.2f} alike), kept in one split: {copy.path}, {copy.copy_of}"
+        lines.append(f"One recording ({copy.similarity:.2f} alike), kept in one split: {copy.path}, {copy.copy_of}")
     if len(made.duplicates) > SHOWN:
-        text += f"\nAll {len(made.duplicates)} copies are listed in {made.folder / 'duplicates.csv'}."
-    found.output.result(text, [made.folder / "manifest.csv"], tracks=len(made.tracks), hours=round(hours, 6),
-                        splits=made.split_sizes, rejected=len(made.rejected),
-                        duplicates=[vars(copy) for copy in made.duplicates])  # fmt: skip
+        lines.append(f"All {len(made.duplicates)} copies are listed in {made.folder / 'duplicates.csv'}.")
+    return lines
 
 
 @app.command()

@@ -103,16 +103,6 @@ def probe(path: Path) -> Info:
         return Info(frames / audio.sample_rate, audio.sample_rate, audio.channels)
 
 
-def find_audio(folder: Path) -> list[Path]:
-    """Every file below `folder` with one of SUFFIXES, sorted; hidden ones are passed over. Raises DataError when there
-    is none."""
-    named = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    files = sorted(path for path in named if not any(part[0] == "." for part in path.relative_to(folder).parts))
-    if not files:
-        raise DataError(f"There is no audio at {folder}.", f"Known suffixes: {' '.join(SUFFIXES)}")
-    return files
-
-
 def scan(path: Path) -> tuple[int, int, str]:
     """Decode the whole file: samples a channel, rate, and `SampleHash` of the mixdown. Raises as `stream`."""
     with open_audio(path) as audio:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.audio import io
+from stages.audio.walk import find_audio
 from stages.beats.features import FLOOR_DB, MIX, Mel, log_mel
 from stages.beats.transformer import N_MELS, TEMPO_BINS
 from stages.data.dataset import Draw
@@ -45,7 +46,7 @@ def listen(folder: Path, cache: Path, progress: Progress = silent) -> list[Taugh
     """What madmom's networks hear in every audio file below `folder`, kept in `cache`. Raises DataError."""
     from stages.beats.backends import MADMOM_FPS, Madmom
 
-    files = io.find_audio(folder)
+    files = find_audio(folder)
     teacher, made = None, []
     for done, path in enumerate(files):
         progress("teacher", done, len(files))

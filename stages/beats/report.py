@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from difflib import get_close_matches
 from io import StringIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,7 @@ def write_report(rhythms: list[Rhythm], manifest: Manifest, settings: params.Par
         summary=summary,
         figures=figures,
         tempo=settings.tempo,
+        names={track.id: track.title or PurePosixPath(track.path).name for track in manifest.tracks},
         metres=sorted(Counter(str(found.metre or "none") for found in rhythms).items()),
         doubts=[(track, why) for track, why in doubts if why],
         rejected=[(track, why) for track, why in collection.without.items() if why],
@@ -211,7 +212,7 @@ confidence at least {{ tempo.min_confidence }}, at least {{ tempo.min_downbeats 
 {% endfor %}
 {% for title, rows in (("Suspected octave errors", doubts), ("Training tracks without a partner, and why", rejected)) %}
 <h2>{{ title }}: {{ rows | length }}</h2>
-<table>{% for track, why in rows %}<tr><td>{{ track }}</td><td>{{ why }}</td></tr>
+<table>{% for track, why in rows %}<tr><td>{{ names[track] }}</td><td>{{ track }}</td><td>{{ why }}</td></tr>
 {% endfor %}</table>
 {% endfor %}
 </body></html>

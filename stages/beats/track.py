@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from stages import params
-from stages.audio import io
+from stages.audio.walk import find_audio
 from stages.beats import backends
 from stages.beats.backends import LICENCES, Tracked, backend_digest
 from stages.beats.tempo import BEATS, Rhythm
@@ -94,7 +94,7 @@ def track_audio(
     A line is the beat's time in seconds, a tab, and its position in the bar. Raises DataError when there is
     no audio, or two files would share a name.
     """
-    paths = [source] if source.is_file() else io.find_audio(source)
+    paths = [source] if source.is_file() else find_audio(source)
     root = source.parent if source.is_file() else source
     targets: dict[Path, Path] = {}
     for path in paths:

@@ -8,23 +8,26 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from stages import params
 from stages.audio import io
+from stages.audio.suffixes import SUFFIXES
+from stages.audio.walk import Walk, unread, walk_audio
 from stages.data import splits, tables
 from stages.data.manifest import MANIFEST, ROOT, SCHEMA, SPLITS, Track, csv_text, write_manifest
 from stages.data.near_duplicates import Sketch, Sketcher, find_pairs
 from stages.data.parallel import run_each
+from stages.data.tags import read_tags
 from stages.errors import DataError, MusicldmError
 from stages.progress import Progress, silent
 from stages.store import atomic_folder, write_json, write_text
 
 REJECTED = "rejected.csv"
 DUPLICATES = "duplicates.csv"
+SLUG_BYTES = 80  # an id with its hash and a suffix is a file name, also as a prompt's (120)
 MIN_SECONDS = 1.0  # shorter files are no music; a tempo needs more still
 
 
@@ -52,11 +55,20 @@ class Catalogue:
     folder: Path
     tracks: tuple[Track, ...]
     rejected: tuple[Rejected, ...]
+    left_out: tuple[str, ...]  # good or not, but beyond manifest.limit
     duplicates: tuple[Duplicate, ...]
+    division: splits.Division
 
     @property
     def split_sizes(self) -> dict[str, int]:
         return {split: sum(track.split == split for track in self.tracks) for split in SPLITS}
+
+    def reasons(self, most: int) -> list[tuple[int, Rejected]]:
+        """The commonest kinds of reasons (alike but for their numbers): how many, and the first of each."""
+        kinds: dict[str, list[Rejected]] = {}
+        for item in self.rejected:
+            kinds.setdefault(re.sub(r"\d[\d.]*", "N", item.reason), []).append(item)
+        return sorted(((len(items), items[0]) for items in kinds.values()), key=lambda kind: -kind[0])[:most]
 
 
 def make_manifest(
@@ -67,6 +79,7 @@ def make_manifest(
     *,
     columns: Mapping[str, str] | None = None,
     strict: bool = False,
+    results: Path | None = None,
     jobs: int | None = None,
     dask: str | None = None,
     progress: Progress = silent,
@@ -74,14 +87,17 @@ def make_manifest(
     """Catalogue every audio file below `source` into `folder`: manifest.csv and .json, rejected and duplicates.csv.
 
     Captions come from the table `captions` (default: one of the usual names in `source`), else from a sidecar
-    file, else from tags. Every file is decoded whole, by `jobs` processes or a Dask cluster (`run_each`). Raises
-    DataError, with nothing written, when there is nothing to use, or with `strict` when anything is rejected.
+    file, else from tags. Every file is decoded whole, by `jobs` processes or a Dask cluster (`run_each`). A folder
+    of `results` below `source` holds what was made of the music, and is passed over. Raises DataError, with nothing
+    written, when there is nothing to use, or with `strict` when anything is rejected.
     """
-    rejected: list[Rejected] = []
-    paths = _audio_files(source, rejected)
+    walk = _walk(source, results)
+    paths = [path.relative_to(source).as_posix() for path in walk.files]
+    refused = sorted({**walk.closed, **walk.unread}.items())
+    rejected = [Rejected(path.relative_to(source).as_posix(), why) for path, why in refused]
     texts = _describe(source, paths, captions or tables.find_table(source), columns or {}, rejected)
-    order = splits.spread(list(texts), [_group(path, text) for path, text in texts.items()], settings.seed)
-    scanned = _scan(source, order, settings.limit, jobs, dask, rejected, progress)
+    order = splits.spread(list(texts), [splits.group(path, text) for path, text in texts.items()], settings.seed)
+    scanned, left_out = _scan(source, order, settings.limit, jobs, dask, rejected, progress)
     if strict and rejected:
         shown = "; ".join(f"{item.path}: {item.reason.rstrip('.')}" for item in rejected[:10])
         raise DataError(f"{len(rejected)} file(s) of {source} are rejected: {shown}.", "Mend them, or omit --strict.")
@@ -92,67 +108,55 @@ def make_manifest(
             "Every file needs readable audio and a caption; name a table with --captions FILE.",
         )
     duplicates = _duplicates(scanned, settings.near_duplicate)
-    tracks = _tracks(scanned, texts, duplicates, settings)
-    with atomic_folder(folder) as temporary:
-        write_manifest(temporary / MANIFEST, tracks)
-        root = source if source.is_absolute() else Path(os.path.relpath(source.resolve(), folder.resolve()))
-        write_json(temporary / ROOT, {"schema": SCHEMA, "root": root.as_posix()})
-        rows = [asdict(item) for item in sorted(rejected, key=lambda item: item.path)]
+    used = {scan.path: texts[scan.path] for scan in scanned}
+    division = splits.divide_tracks(used, [(item.path, item.copy_of) for item in duplicates], settings)
+    tracks = _tracks(scanned, texts, division.split_of, duplicates)
+    made = Catalogue(folder, tracks, tuple(rejected), tuple(left_out), tuple(duplicates), division)
+    _write(made, source, settings)
+    return made
+
+
+def _write(made: Catalogue, source: Path, settings: params.Manifest) -> None:
+    left_out = [Rejected(path, f"is left out by manifest.limit={settings.limit}") for path in made.left_out]
+    root = source if source.is_absolute() else Path(os.path.relpath(source.resolve(), made.folder.resolve()))
+    about = {"schema": SCHEMA, "root": root.as_posix(), "split_by": made.division.by, "notes": made.division.notes}
+    with atomic_folder(made.folder) as temporary:
+        write_manifest(temporary / MANIFEST, made.tracks)
+        write_json(temporary / ROOT, about)
+        rows = [asdict(item) for item in sorted([*made.rejected, *left_out], key=lambda item: item.path)]
         write_text(temporary / REJECTED, csv_text(["path", "reason"], rows))
-        rows = [asdict(item) for item in duplicates]
+        rows = [asdict(item) for item in made.duplicates]
         write_text(temporary / DUPLICATES, csv_text(["path", "copy_of", "similarity"], rows))
-    return Catalogue(folder, tracks, tuple(rejected), tuple(duplicates))
 
 
 def track_id(path: str) -> str:
-    """A file-system-safe id: a readable slug of the file's name, and 12 hex digits of its relative path."""
+    """A file-system-safe id: a readable slug of the file's name, and 12 hex digits of its relative path.
+
+    Latin letters lose their accents; those of other scripts stay, but for marks that only join another letter.
+    """
     path = unicodedata.normalize("NFC", path)
-    ascii_name = unicodedata.normalize("NFKD", PurePosixPath(path).stem).encode("ascii", "ignore").decode()
-    slug = re.sub(r"[^a-z0-9]+", "-", ascii_name.lower())[:40].strip("-")
+    plain = re.sub("(?<=[A-Za-z])[\u0300-\u036f]+", "", unicodedata.normalize("NFKD", PurePosixPath(path).stem))
+    letters = (c for c in unicodedata.normalize("NFC", plain.lower()) if unicodedata.category(c)[0] != "M")
+    words = re.sub(r"[\W_]+", "-", unicodedata.normalize("NFC", "".join(letters)))
+    slug = words[:40].encode()[:SLUG_BYTES].decode(errors="ignore").strip("-")
     digest = hashlib.sha256(path.encode("utf-8")).hexdigest()[:12]
     return f"{slug}-{digest}" if slug else digest
 
 
-def _audio_files(source: Path, rejected: list[Rejected]) -> list[str]:
-    """Paths of everything named like audio below `source`, sorted; linked folders are followed once."""
-
-    def closed(error: OSError) -> None:
-        rejected.append(
-            Rejected(Path(error.filename).relative_to(source).as_posix(), f"cannot be opened: {error.strerror}")
-        )
-
+def _walk(source: Path, results: Path | None) -> Walk:
     if not source.is_dir():
         what = "is not a folder" if source.exists() else "does not exist"
         raise DataError(f"The collection {source} {what}.", "Try the demo music: musicldm data demo data/demo")
-    found, seen = [], {os.path.realpath(source)}
-    for folder, folders, names in os.walk(source, followlinks=True, onerror=closed):
-        new = {name: os.path.realpath(Path(folder, name)) for name in sorted(folders)}
-        folders[:] = [name for name, real in new.items() if not name.startswith(".") and real not in seen]
-        seen.update(new.values())
-        audio = [name for name in names if Path(name).suffix.lower() in io.SUFFIXES and not name.startswith(".")]
-        found += [Path(folder, name).relative_to(source).as_posix() for name in audio]
-    if not found:
-        if rejected:
-            raise DataError(f"{source / rejected[0].path} {rejected[0].reason}.", "Allow yourself to read it.")
-        raise DataError(f"There is no audio file below {source}.", f"Known are: {', '.join(io.SUFFIXES)}")
-    return sorted(found)
+    walk = walk_audio(source, without=results)
+    walk.require()
+    return walk
 
 
 def _describe(
     source: Path, paths: list[str], table: Path | None, columns: Mapping[str, str], rejected: list[Rejected]
 ) -> dict[str, tables.Row]:
     """Caption, title, artist, album and licence of each file, from table, sidecar, tags in this order."""
-    listed: dict[str, tables.Row] = {}
-    if table is not None:
-        lookup = tables.Lookup(source, table, paths)
-        for row in tables.read_table(table, columns):
-            path = lookup.find(row["path"])
-            if path is None:
-                rejected.append(Rejected(row["path"], "is in the caption table, but is no audio file of the folder"))
-            elif path in listed:
-                rejected.append(Rejected(row["path"], "is in the caption table again; the first row is used"))
-            else:
-                listed[path] = row
+    listed = {} if table is None else _listed(source, paths, table, columns, rejected)
     texts: dict[str, tables.Row] = {}
     for path in paths:
         try:
@@ -170,18 +174,33 @@ def _describe(
     return texts
 
 
+def _listed(
+    source: Path, paths: list[str], table: Path, columns: Mapping[str, str], rejected: list[Rejected]
+) -> dict[str, tables.Row]:
+    """The row of each file that the table names; what it names beside them is rejected."""
+    listed: dict[str, tables.Row] = {}
+    known = tables.Lookup(source, table, paths)
+    refused = tables.Lookup(source, table, [item.path for item in rejected])  # named already, with a better reason
+    for row in tables.read_table(table, columns):
+        path = known.find(row["path"])
+        if path is not None and path not in listed:
+            listed[path] = row
+        elif path is not None:
+            rejected.append(Rejected(row["path"], "is in the caption table again; the first row is used"))
+        elif refused.find(row["path"]) is None:
+            rejected.append(Rejected(row["path"], _why_no_audio(source / row["path"])))
+    return listed
+
+
+def _why_no_audio(path: Path) -> str:
+    if tables.is_file(path) and path.suffix.lower() not in SUFFIXES:
+        return unread(path)
+    return "is in the caption table, but is no audio file of the folder"
+
+
 def _first_words(path: Path, listed: tables.Row, columns: Mapping[str, str]) -> tables.Row:
-    sources = (listed, tables.sidecar(path, columns), tables.tags(path) if tables.is_file(path) else {})
+    sources = (listed, tables.sidecar(path, columns), read_tags(path) if tables.is_file(path) else {})
     return {field: next((row[field] for row in sources if row.get(field)), "") for field in tables.FIELDS}
-
-
-def _group(path: str, text: tables.Row) -> str:
-    """What must stay in one split: the artist, else the album, else the parent folder, else the file."""
-    for kind in ("artist", "album"):
-        if text[kind]:
-            return f"{kind} {text[kind].casefold()}"
-    parent = PurePosixPath(path).parent.as_posix()
-    return f"folder {parent}" if parent != "." else f"file {path}"
 
 
 @dataclass(frozen=True)
@@ -201,8 +220,8 @@ def _scan(
     dask: str | None,
     rejected: list[Rejected],
     progress: Progress,
-) -> list[_Scan]:
-    """Decode files in `order` until `limit` of them are found good; sorted by path."""
+) -> tuple[list[_Scan], list[str]]:
+    """Decode files in `order` until `limit` of them are found good, sorted by path; and those that are left."""
     good: list[_Scan] = []
     wanted = min(limit or len(order), len(order))
     done = 0
@@ -215,7 +234,7 @@ def _scan(
                 rejected.append(result)
             done += 1
             progress("manifest", done, max(wanted, done))
-    return sorted(good, key=lambda scan: scan.path)
+    return sorted(good, key=lambda scan: scan.path), order[done:]
 
 
 def _scan_file(source: Path, path: str) -> _Scan | Rejected:
@@ -256,19 +275,17 @@ def _duplicates(scanned: list[_Scan], threshold: float | None) -> list[Duplicate
 
 
 def _tracks(
-    scanned: list[_Scan], texts: Mapping[str, tables.Row], duplicates: list[Duplicate], settings: params.Manifest
+    scanned: list[_Scan],
+    texts: Mapping[str, tables.Row],
+    split_of: Mapping[str, splits.Split],
+    duplicates: list[Duplicate],
 ) -> tuple[Track, ...]:
-    recordings = _joined((item.path, item.copy_of) for item in duplicates)
-    own = {scan.path: _group(scan.path, texts[scan.path]) for scan in scanned}
-    joined = _joined((own[path], f"recording {recordings[path]}") for path in recordings)
-    groups = {path: joined.get(group, group) for path, group in own.items()}
-    sizes = Counter(groups.values())
-    split_of = splits.divide(sizes, settings.valid_share, settings.test_share, settings.seed)
+    recordings = splits.joined((item.path, item.copy_of) for item in duplicates)
     return tuple(
         Track(
             id=track_id(scan.path),
             path=scan.path,
-            split=split_of[groups[scan.path]],
+            split=split_of[scan.path],
             seconds=scan.seconds,
             sample_rate=scan.sample_rate,
             sha256=scan.sha256,
@@ -277,18 +294,3 @@ def _tracks(
         )
         for scan in scanned
     )
-
-
-def _joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """For each name of the pairs the first (by its letters) of all that are joined to it by some chain of pairs."""
-    parent: dict[str, str] = {}
-
-    def top(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            name = parent[name]
-        return name
-
-    for pair in pairs:
-        first, second = sorted(map(top, pair))
-        parent[second] = first
-    return {name: top(name) for name in list(parent)}

@@ -4,6 +4,7 @@ import csv
 import io as text_io
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -17,7 +18,7 @@ ROOT = "manifest.json"
 SCHEMA = 1
 SPLITS = ("train", "valid", "test")
 _REMAKE = "Make it with: musicldm prep manifest DIR --captions FILE"
-_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,79}")
+_ID = re.compile(r"[^\W_](?:[^\W_]|-){0,79}")
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _track(row: Mapping[str, str | None], where: str) -> Track:
     path = PurePosixPath(values["path"])
     if not values["path"] or path.is_absolute() or ".." in path.parts or "\0" in values["path"]:
         raise DataError(f"{where}: the path {values['path']!r} leaves the collection's folder.", _REMAKE)
-    if not _ID.fullmatch(values["id"]):
+    if not _ID.fullmatch(values["id"]) or values["id"] != unicodedata.normalize("NFC", values["id"].lower()):
         raise DataError(f"{where}: {values['id']!r} is no id (small letters, digits and dashes).", _REMAKE)
     if values["split"] not in SPLITS:
         raise DataError(f"{where}: the split {values['split']!r} is none of {', '.join(SPLITS)}.", _REMAKE)

@@ -6,13 +6,12 @@ must stay in one split: the set's own artist, or its nearest stand-in (a video, 
 
 import ast
 import csv
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.audio.io import SUFFIXES
+from stages.audio.walk import walk_audio
 from stages.data.manifest import csv_text
 from stages.data.tables import clean
 from stages.errors import DataError
@@ -67,8 +66,8 @@ def convert(name: str, folder: Path, out: Path | None = None) -> Converted:
     header = ",".join(COLUMNS) + "\n"
     if target.exists() and not target.read_bytes().startswith(header.encode()):
         raise DataError(f"{target} is there already, and is another file.", "Write elsewhere: --out FILE")
-    names = (Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names)
-    paths = sorted(path.relative_to(folder).as_posix() for path in names if path.suffix.lower() in SUFFIXES)
+    walk = walk_audio(folder)
+    paths = [path.relative_to(folder).as_posix() for path in walk.files]
     try:
         rows = list(SETS[name](Files(folder, tuple(paths))))
     except (KeyError, ValueError, csv.Error, UnicodeDecodeError) as error:
@@ -76,6 +75,7 @@ def convert(name: str, folder: Path, out: Path | None = None) -> Converted:
         raise DataError(f"The metadata of {name} in {folder} is not as published: {what}.") from error
     here = {row["path"]: row for row in reversed(rows) if row["path"]}  # of rows for one file the first counts
     if not here:
+        walk.require()
         raise DataError(f"None of the {len(rows)} tracks of {name} has its audio below {folder}.")
     write_text(target, csv_text(COLUMNS, [dict(here[path]) for path in sorted(here)]))
     return Converted(target, len(here), sum(not row["path"] for row in rows))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import IO
+from unicodedata import normalize
 
 import numpy as np
 
@@ -193,8 +194,9 @@ def _target(folder: Path, track: Track) -> Path:
 
 def _remove_others(collection: Manifest, folder: Path) -> int:
     """Remove the files of tracks no longer listed."""
-    listed = {_target(folder, track) for track in collection.tracks}
-    others = [path for path in (folder / TRACKS).iterdir() if path not in listed and not path.is_dir()]
+    listed = {_target(folder, track).name for track in collection.tracks}
+    files = [path for path in (folder / TRACKS).iterdir() if not path.is_dir()]
+    others = [path for path in files if normalize("NFC", path.name) not in listed]  # some disks keep names as NFD
     for path in others:
         path.unlink()
     return len(others)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.audio import io as audio_io
+from stages.audio.walk import find_audio
 from stages.data.shards import ShardReader
 from stages.errors import DataError
 from stages.evaluate.backbones import Backbone
@@ -78,9 +79,7 @@ def folder_files(folder: Path) -> list[Path]:
     """The audio files of a folder, in name order. Raises DataError when there are none or two share a stem."""
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}.", "Make clips with: musicldm generate --prompts FILE")
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in audio_io.SUFFIXES and not p.name.startswith("."))
-    if not files:
-        raise DataError(f"{folder} holds no audio.", "Make clips with: musicldm generate --prompts FILE")
+    files = find_audio(folder, deep=False)
     stems = [path.stem for path in files]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice is not None:
@@ -213,7 +212,7 @@ def embed(
             logits += [] if entry.logits is None else [entry.logits]
             mute |= {segment.name} if is_mute else set()
     if not names:
-        raise DataError(f"The set `{what}` has no clips.", "Check the splits of the manifest: musicldm data check")
+        raise DataError(f"The set `{what}` has no clips.", "See how it is divided: musicldm prep manifest")
     if mute == set(names):
         raise DataError(f"All {len(mute)} clips of the set `{what}` are silent.", "Train the model longer.")
     return Embedded(

@@ -92,7 +92,8 @@ class _Training:
     def attribution(self, track: str) -> str:
         with h5py.File(self.files[track], "r", locking=False) as file:
             group = member(file, track)
-            title, artist, licence = (attribute(group, key, str) or "unknown" for key in ("title", "artist", "licence"))
+            artist, licence = (attribute(group, key, str) or "unknown" for key in ("artist", "licence"))
+            title = attribute(group, "title", str) or track
         return f"“{title}” by {artist}, licence: {licence}"
 
 

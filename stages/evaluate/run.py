@@ -24,6 +24,7 @@ from stages.evaluate.index import Kept, TrainingIndex
 from stages.evaluate.retrieval import retrieve
 from stages.evaluate.setting import Listener, Setting
 from stages.generate.manifest import MANIFEST, read_manifest
+from stages.generate.prompts import NO_TESTS
 from stages.params import Params
 from stages.progress import Progress, silent
 from stages.store import atomic_file, write_json
@@ -230,7 +231,11 @@ def _prompt_table(table: Path) -> dict[str, str]:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{table} cannot be read: {error}.", "Make it with: musicldm prep captions") from error
-    if not rows or not {"id", "prompt"} <= rows[0].keys():
+    if not rows:
+        raise DataError(
+            f"{table} holds no prompts.", f"Where `prep captions` wrote it, no music is for tests. {NO_TESTS}"
+        )
+    if not {"id", "prompt"} <= rows[0].keys():
         raise DataError(f"{table} needs the columns id and prompt.", "The id is a file's name without its suffix.")
     return {row["id"]: row["prompt"] for row in rows}
 

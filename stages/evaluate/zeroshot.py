@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.audio import io as audio_io
+from stages.audio.walk import find_audio
 from stages.clap.model import Clap
 from stages.errors import DataError
 from stages.evaluate.intervals import mean_figure
@@ -52,7 +53,7 @@ def _urbansound8k(folder: Path) -> Iterator[Clip]:
 
 
 def _vggsound(folder: Path) -> Iterator[Clip]:
-    files = {path.stem: path for path in folder.rglob("*") if path.suffix.lower() in audio_io.SUFFIXES}
+    files = {path.stem: path for path in find_audio(folder)}
     header = ("id", "start", "label", "split")
     for row in _rows(folder / "vggsound.csv", set(header), header):
         name = f"{row['id']}_{int(row['start']):06d}"
@@ -62,10 +63,8 @@ def _vggsound(folder: Path) -> Iterator[Clip]:
 
 def _gtzan(folder: Path) -> Iterator[Clip]:
     root = next((folder / name for name in ("genres_original", "genres") if (folder / name).is_dir()), folder)
-    for genre in sorted(path for path in root.iterdir() if path.is_dir()):
-        for path in sorted(genre.iterdir()):
-            if path.suffix.lower() in audio_io.SUFFIXES:
-                yield Clip(path, genre.name, None)
+    for path in (path for path in find_audio(root) if path.parent.parent == root):
+        yield Clip(path, path.parent.name, None)
 
 
 BENCHMARKS = {

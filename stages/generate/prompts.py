@@ -14,6 +14,7 @@ from stages.errors import DataError, UsageError
 
 COLUMNS = ("prompt", "id", "seed", "negative", "guidance", "seconds")
 SEED_LIMIT = 2**32  # torch's CPU generator keeps these bits of a seed only
+NO_TESTS = "Type a prompt, or let some music be for tests: musicldm prep manifest -S manifest.split_by=auto"
 ID_BYTES = 120  # leaves room for a suffix below the 255 bytes of common file systems
 
 
@@ -62,10 +63,11 @@ def typed_prompt(text: str, defaults: Defaults) -> Prompt:
     return Prompt(**{**vars(prompt), "id": f"{slug(prompt.prompt)}-{prompt.seed}"})
 
 
-def read_prompts(path: Path, defaults: Defaults) -> tuple[list[Prompt], list[BadRow]]:
+def read_prompts(path: Path, defaults: Defaults, of_tests: bool = False) -> tuple[list[Prompt], list[BadRow]]:
     """The prompts of a .csv (header with `prompt` and any of COLUMNS), .jsonl (same keys) or .txt (one a line).
 
-    Rows without an id are called after their number. Raises DataError when the file as a whole is unusable.
+    Rows without an id are called after their number. `of_tests`: the file is the test split's, by `prep captions`.
+    Raises DataError when the file as a whole is unusable.
     """
     rows = _rows(path)
     prompts: list[Prompt] = []
@@ -83,6 +85,8 @@ def read_prompts(path: Path, defaults: Defaults) -> tuple[list[Prompt], list[Bad
         else:
             taken.add(prompt.id.casefold())
             prompts.append(prompt)
+    if not rows and of_tests:
+        raise DataError(f"There is no test split: {path} holds no prompts.", NO_TESTS)
     if not rows:
         raise DataError(f"{path} holds no prompts.", "Write one prompt a line, or a csv with the column `prompt`.")
     if not prompts:

@@ -16,6 +16,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
+from stages.audio.suffixes import SUFFIXES
 from stages.generate.settings import SAMPLERS
 from stages.params import Generate
 from stages.web.decode import PATIENCE_SECONDS, decode
@@ -49,7 +50,7 @@ def studio_app(jobs: StudioQueue, defaults: Generate, seconds: float, host: str 
     async def page(request: Request) -> Response:
         values = {"models": list(jobs.models), "samplers": list(SAMPLERS), "defaults": defaults, "seconds": seconds,
                   "most_steps": MOST_STEPS, "most_candidates": MOST_CANDIDATES,
-                  "megabytes": UPLOAD_BYTES // 10**6}  # fmt: skip
+                  "megabytes": UPLOAD_BYTES // 10**6, "suffixes": ",".join(SUFFIXES)}  # fmt: skip
         response = TEMPLATES.TemplateResponse(request, "studio.html", values)
         owner = request.cookies.get(COOKIE, "")
         kept = owner if OWNER.fullmatch(owner) else secrets.token_urlsafe(32)

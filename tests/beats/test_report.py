@@ -25,7 +25,7 @@ def collection(tmp_path) -> tuple[list[Rhythm], Manifest]:
     for name, bpm in BPMS.items():
         bars = grid(bpm, 60) if bpm else np.empty((0, 2))
         rhythms.append(Rhythm.measure(name, bars, 60.0))
-        tracks.append(Track(name, f"{name}.wav", "", name, "x", "", "", "train", 60.0, 22_050, name * 9))
+        tracks.append(Track(name, f"{name}.wav", "", f"title of {name}", "x", "", "", "train", 60.0, 22_050, name * 9))
     return rhythms, Manifest(tmp_path, tuple(tracks))
 
 
@@ -54,6 +54,7 @@ def test_the_page_is_self_contained_and_tells_doubts_and_rejections(collection, 
     assert "60.0 BPM counts as 120.0" in page
     assert "Training tracks without a partner, and why: 2" in page
     assert "&lt;e&gt;" in page
+    assert "<td>title of &lt;e&gt;</td><td>&lt;e&gt;</td>" in page, "who reads an id wants the name"
     report.write_report(*collection, SETTINGS, tmp_path / "again.html")
     assert (tmp_path / "again.html").read_text() == page
 

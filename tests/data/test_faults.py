@@ -23,7 +23,7 @@ from stages.data import resample, shard_writer
 from stages.data.collect import make_manifest
 from stages.data.manifest import read_manifest
 from stages.data.resample import resample_collection
-from stages.data.shards import write_shards
+from stages.data.shards import ShardReader, verify, write_shards
 from stages.errors import DataError, DiskFullError
 from stages.params import resolve
 
@@ -248,3 +248,32 @@ def test_what_may_not_be_read_is_listed(work: Path) -> None:
         for path in ("0.flac", "1.flac", "closed", "listed/in.flac"):
             assert any(line.startswith(path) and "Permission denied" in line for line in rejected.splitlines()), path
         (folder / "music" / "closed").chmod(0o755)
+
+
+def test_names_that_differ_in_case_alone_or_are_of_another_script_come_through_to_the_shards(
+    work: Path, tmp_path: Path
+) -> None:
+    names = ["a.flac", "A.flac", "Песня.flac", "音楽.flac", "🎵.flac"]
+    draw = np.random.default_rng(0)
+    for name in names:
+        noise = (0.1 * draw.standard_normal(24_000)).clip(-1, 1).astype(np.float32)
+        io.write(tmp_path / "music" / name, noise, 16_000)
+        (tmp_path / "music" / name).with_suffix(".txt").write_text(name, encoding="utf-8")
+    make_manifest(tmp_path / "music", None, tmp_path / "manifest", params.Manifest(), jobs=1)
+    make_audio(tmp_path)
+    ids = [track.id for track in read_manifest(tmp_path / "audio").tracks]
+    for name in ("beats", "captions"):
+        row = json.loads((work / name / f"{name}.jsonl").read_text().splitlines()[0])
+        text = "".join(json.dumps(row | {"id": id_, "caption": id_}) + "\n" for id_ in ids)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.jsonl").write_text(text)
+    make_shards(tmp_path)
+    assert verify(tmp_path / "shards", jobs=1)["tracks"] == len(names)
+    reader = ShardReader(tmp_path / "shards")
+    assert {track.caption for track in reader.tracks} == {track.id for track in reader.tracks}
+    assert len({track.id.casefold() for track in reader.tracks}) == len(names)
+    assert {track.id.rpartition("-")[0] for track in reader.tracks} == {"a", "песня", "音楽", ""}
+    resampled = {path.stem for path in (tmp_path / "audio" / "tracks").iterdir()}
+    assert resampled == {track.id for track in reader.tracks}
+    make_audio(tmp_path)
+    assert {path.stem for path in (tmp_path / "audio" / "tracks").iterdir()} == resampled

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -190,7 +192,6 @@ def test_strange_names_survive_the_round_trip(tmp_path: Path) -> None:
     assert {track.path for track in found.tracks} == set(names)
     assert len({track.id for track in found.tracks}) == len(names)
     assert all(found.audio_path(track).is_file() for track in found.tracks)
-    assert all(track.id.isascii() and "/" not in track.id for track in found.tracks)
 
 
 def test_nothing_to_use_is_one_sentence_and_nothing_is_written(tmp_path: Path) -> None:
@@ -281,6 +282,61 @@ def test_the_demo_collection_and_its_limit(tmp_path: Path) -> None:
     assert other.tracks != made.tracks
 
 
+def test_music_that_is_not_read_is_named_with_and_without_a_table(music: Path) -> None:
+    for name in ("score.mid", "sub/live.mpc", "._one.wav", "notes.odt"):
+        (music / name).write_bytes(b"MThd")
+    table = music.parent / "t.json"
+    table.write_text(json.dumps([{"path": name, "caption": "c"} for name in (*CLEAN, "score.mid", "notes.odt", "no")]))
+    for captions in (table, None):
+        (music / "one.txt").write_text("a caption")
+        made = catalogue(music, captions)
+        reasons = {item.path: item.reason for item in made.rejected}
+        assert reasons["score.mid"].startswith("is in a format that is not read (.mid); known are: .wav, ")
+        assert reasons["sub/live.mpc"].startswith("is in a format that is not read (.mpc)")
+        assert len(reasons) == len(made.rejected), "each is named once"
+        if captions is not None:
+            assert set(reasons) == {"score.mid", "sub/live.mpc", "notes.odt", "no"}
+            assert reasons["notes.odt"].startswith("is in a format that is not read (.odt)")
+            assert "no audio file of the folder" in reasons["no"]
+
+
+def test_what_a_limit_leaves_out_is_listed_and_is_not_rejected(music: Path) -> None:
+    for stem in ("one", "zwei, ü", "sub/three"):
+        (music / f"{stem}.txt").write_text("a caption")
+    made = catalogue(music, settings=params.Manifest(limit=2), strict=True)
+    assert len(made.tracks) == 2 and len(made.left_out) == 1 and not made.rejected
+    rows = list(csv.DictReader((music.parent / "out" / "rejected.csv").open(encoding="utf-8")))
+    assert rows == [{"path": made.left_out[0], "reason": "is left out by manifest.limit=2"}]
+    assert {track.path for track in made.tracks} | {made.left_out[0]} == set(CLEAN)
+
+
+def test_results_below_the_music_are_no_music(music: Path) -> None:
+    (music / "captions.json").write_text(json.dumps(CLEAN))
+    tone(music / "work" / "audio" / "one.wav")
+    assert len(catalogue(music, results=music / "work").rejected) == 0
+    assert [item.path for item in catalogue(music).rejected] == ["work/audio/one.wav"]
+
+
+def test_the_commonest_reasons_come_first(music: Path) -> None:
+    (music / "captions.json").write_text(json.dumps({**CLEAN, "gone": "c"}))
+    for number in range(3):
+        (music / f"{number}.mid").touch()
+    tone(music / "mute.wav")
+    reasons = catalogue(music).reasons(2)
+    assert [(count, first.path) for count, first in reasons] == [(3, "0.mid"), (1, "gone")]
+
+
+def test_the_rule_of_the_splits_is_in_the_manifest(music: Path) -> None:
+    (music / "captions.json").write_text(
+        json.dumps([{"path": p, "caption": c, "artist": "Me"} for p, c in CLEAN.items()])
+    )
+    made = catalogue(music)
+    about = json.loads((music.parent / "out" / "manifest.json").read_text())
+    assert about["split_by"] == made.division.by == "album"
+    assert about["notes"] == made.division.notes
+    assert set(made.split_sizes.values()) == {1}
+
+
 HEADER = "id,path,caption,title,artist,album,licence,split,seconds,sample_rate,sha256\n"
 
 
@@ -314,11 +370,44 @@ def test_a_manifest_without_its_columns_or_at_all_is_refused(tmp_path: Path) -> 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), min_size=1, max_size=80))
 @settings(max_examples=50)
-def test_ids_are_safe_and_pass_our_own_check(name: str) -> None:
+def test_ids_are_safe_and_pass_our_own_check(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     made = track_id(f"album/{name}.wav")
     assert made == track_id(f"album/{name}.wav")
-    assert set(made) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
-    assert 12 <= len(made) <= 53
+    assert re.fullmatch(r"[\w-]+", made) and "_" not in made and made[0] != "-"
+    assert made == unicodedata.normalize("NFC", made.lower()), "file systems that fold letters keep it"
+    assert 12 <= len(made) <= 53 and len(made.encode()) <= 93
+    table = tmp_path_factory.getbasetemp() / "one-id.csv"
+    table.write_text(f"{HEADER}{made},a.wav,c,,,,,train,1,16000,x", encoding="utf-8")
+    assert read_manifest(table).tracks[0].id == made
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("One Song", "one-song-"),
+        ("Überall, laut!", "uberall-laut-"),
+        ("Песня Йога", "песня-йога-"),
+        ("音楽が", "音楽が-"),
+        ("한국어", "한국어-"),
+        ("straße №5", "straße-no5-"),
+        ("🎵", ""),
+        ("ﬁ x²", "fi-x2-"),
+        ("音" * 60, "音" * 26 + "-"),
+    ],
+)
+def test_ids_keep_letters_of_any_script(name: str, slug: str) -> None:
+    made = track_id(f"a/{name}.wav")
+    assert re.fullmatch(re.escape(slug) + "[0-9a-f]{12}", made)
+    assert made == track_id(unicodedata.normalize("NFD", f"a/{name}.wav"))
+
+
+def test_the_ids_of_ascii_names_are_as_they_always_were() -> None:
+    known = {
+        "sub/My Song (Live) 02.wav": "my-song-live-02-53b8374b2ca5",
+        "A.wav": "a-de71e8a27ff2",
+        "a.wav": "a-bc30c538c410",
+    }
+    assert {path: track_id(path) for path in known} == known
 
 
 def test_sidecars_of_every_suffix_are_no_audio() -> None:

@@ -142,7 +142,7 @@ def test_what_is_missing_or_malformed_is_one_sentence(tmp_path: Path, name: str)
     with pytest.raises(DataError, match="does not exist"):
         convert(name, tmp_path / "gone")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"There is no .*\.[ct]sv below|None of the 0 tracks"):
+    with pytest.raises(DataError, match=r"There is no (.*\.[ct]sv|audio file) below"):
         convert(name, tmp_path / "empty")
     make(tmp_path / "set")
     (tmp_path / "set" / "attribution.csv").write_text("mine")
@@ -161,6 +161,7 @@ def test_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "musicldm_cli", "--json", "data", "convert", "esc-50", "ESC-50", "--out", "t.csv"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert json.loads(done.stdout) == {"ok": True, "paths": ["t.csv"], "tracks": 3, "missing": 0}
-    made = make_manifest(tmp_path / "ESC-50", tmp_path / "t.csv", tmp_path / "out", params.Manifest(), jobs=1)
+    by_artist = params.Manifest(split_by="artist")
+    made = make_manifest(tmp_path / "ESC-50", tmp_path / "t.csv", tmp_path / "out", by_artist, jobs=1)
     split = {track.path: track.split for track in made.tracks}
     assert split["audio/1-100032-A-0.wav"] == split["audio/1-100032-B-0.wav"]

@@ -310,7 +310,7 @@ def test_folders_that_cannot_be_measured_are_data_errors(call, tmp_path):
     file.write_bytes(file.read_bytes()[:5000])
     twice = copies(tmp_path / "twice", TRAIN[:1])
     shutil.copy(next(twice.iterdir()), twice / f"{TRAIN[0]}.flac")
-    for folder, said in ((empty, "holds no audio"), (silent, "are silent"), (one, "needs two"),
+    for folder, said in ((empty, "no audio file"), (silent, "are silent"), (one, "needs two"),
                          (damaged, "truncated"), (twice, "two files called")):  # fmt: skip
         code, _, err = call("eval", "quality", folder, "--out", tmp_path / "metrics")
         assert (code, said in err) == (4, True), err

@@ -185,6 +185,7 @@ def refusals(person, port):
         another_type = changed in ({"seconds": "9"}, {"negative": 3})
         assert (status, answer["ok"]) == (400 if another_type else 422, False), changed
         assert len(answer["sentence"]) > 10
+    assert b'accept="audio/*,.wav,' in person.ask("GET", "/")[1] and b",.m4a," in person.ask("GET", "/")[1]
     assert person.job(upload="none")[0] == 404
     for name in ("../studio.log", "%2e%2e%2fstudio.log", "manifest.jsonl", "0" * 16 + ".wav"):
         assert person.ask("GET", f"/file/{name}")[0] == 404
