@@ -19,6 +19,7 @@ from stages.data import splits, tables
 from stages.data.manifest import MANIFEST, ROOT, SCHEMA, SPLITS, Track, csv_text, write_manifest
 from stages.data.near_duplicates import Sketch, Sketcher, find_pairs
 from stages.data.parallel import run_each
+from stages.data.tags import read_tags
 from stages.errors import DataError, MissingDependencyError, MusicldmError
 from stages.progress import Progress, silent
 from stages.store import atomic_folder, write_json, write_text
@@ -171,7 +172,7 @@ def _describe(
 
 
 def _first_words(path: Path, listed: tables.Row, columns: Mapping[str, str]) -> tables.Row:
-    sources = (listed, tables.sidecar(path, columns), tables.tags(path) if tables.is_file(path) else {})
+    sources = (listed, tables.sidecar(path, columns), read_tags(path) if tables.is_file(path) else {})
     return {field: next((row[field] for row in sources if row.get(field)), "") for field in tables.FIELDS}
 
 

@@ -1,4 +1,4 @@
-"""What a collection says about its files: caption tables, sidecar files, and the files' own tags."""
+"""What a collection says about its files: caption tables and sidecar files."""
 
 import csv
 import io
@@ -9,9 +9,6 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
-
-import mutagen
-from mutagen.mp4 import MP4Tags
 
 from stages.errors import DataError, MissingDependencyError
 
@@ -85,31 +82,6 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
-
-
-def tags(path: Path) -> Row:
-    """Title, artist and album from the file's own tags, and a caption made of title, genre and comment."""
-    try:
-        file = mutagen.File(path, easy=True)
-        comment = clean(_comment(path))
-    except (mutagen.MutagenError, OSError, ValueError):
-        return {}  # what is wrong with the file is told by decoding it
-    found = dict(file.tags or {}) if file is not None else {}
-    row = {field: clean(found.get(field)) for field in ("title", "artist", "album")}
-    title = " by ".join(filter(None, (row["title"], row["artist"])))
-    row["caption"] = ", ".join(filter(None, (title, clean(found.get("genre")), comment)))
-    return row
-
-
-def _comment(path: Path) -> object:
-    """The comment of ID3 (COMM frames), MP4 (its own key) or Vorbis comments."""
-    file = mutagen.File(path)
-    found = file.tags if file is not None else None
-    if not found:
-        return None
-    if hasattr(found, "getall"):
-        return [text for frame in found.getall("COMM") if not frame.desc for text in frame.text]
-    return found.get("\xa9cmt" if isinstance(found, MP4Tags) else "comment")
 
 
 def _raw_rows(path: Path) -> list[dict[str, Any]]:
