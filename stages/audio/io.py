@@ -30,8 +30,13 @@ from stages.store import CheckedFile, atomic_file
 
 Samples = NDArray[np.float32]
 
-FFMPEG_SUFFIXES = (".m4a", ".aac", ".mp4")
-SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", *FFMPEG_SUFFIXES)
+FFMPEG_SUFFIXES = (
+    ".m4a", ".m4b", ".mp4", ".mov", ".aac", ".webm", ".mka", ".mkv", ".wma", ".wv", ".ape", ".tta", ".mp2",
+)  # fmt: skip
+SUFFIXES = (
+    ".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64",
+    *FFMPEG_SUFFIXES,
+)  # fmt: skip
 WRITABLE_SUFFIXES = (".wav", ".flac", ".ogg")
 BLOCK_SAMPLES = 1 << 16
 FULL_SCALE = 32768  # 16-bit steps in 1.0
