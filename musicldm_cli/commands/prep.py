@@ -60,6 +60,7 @@ def manifest(
     hours = sum(track.seconds for track in made.tracks) / 3600
     sizes = ", ".join(f"{count} {split}" for split, count in made.split_sizes.items())
     text = f"{len(made.tracks)} tracks ({hours:.2f} h: {sizes}) are in {made.folder / 'manifest.csv'}."
+    text += "".join(f"\n{note}" for note in made.notes)
     if made.rejected:
         first = made.rejected[0]
         text += f"\n{len(made.rejected)} rejected, e.g. {first.path}: {first.reason}"
@@ -69,7 +70,7 @@ def manifest(
     if len(made.duplicates) > SHOWN:
         text += f"\nAll {len(made.duplicates)} copies are listed in {made.folder / 'duplicates.csv'}."
     found.output.result(text, [made.folder / "manifest.csv"], tracks=len(made.tracks), hours=round(hours, 6),
-                        splits=made.split_sizes, rejected=len(made.rejected),
+                        splits=made.split_sizes, rejected=len(made.rejected), notes=made.notes,
                         duplicates=[vars(copy) for copy in made.duplicates])  # fmt: skip
 
 

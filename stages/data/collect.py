@@ -54,6 +54,7 @@ class Catalogue:
     tracks: tuple[Track, ...]
     rejected: tuple[Rejected, ...]
     duplicates: tuple[Duplicate, ...]
+    notes: tuple[str, ...] = ()  # what was guessed of the caption table
 
     @property
     def split_sizes(self) -> dict[str, int]:
@@ -75,12 +76,15 @@ def make_manifest(
     """Catalogue every audio file below `source` into `folder`: manifest.csv and .json, rejected and duplicates.csv.
 
     Captions come from the table `captions` (default: one of the usual names in `source`), else from a sidecar
-    file, else from tags. Every file is decoded whole, by `jobs` processes or a Dask cluster (`run_each`). Raises
-    DataError, with nothing written, when there is nothing to use, or with `strict` when anything is rejected.
+    file, else from tags; `columns` go before those of the settings. Every file is decoded whole, by `jobs`
+    processes or a Dask cluster (`run_each`). Raises DataError, with nothing written, when there is nothing to use,
+    or with `strict` when anything is rejected.
     """
     rejected: list[Rejected] = []
+    notes: list[str] = []
     paths = _audio_files(source, rejected)
-    texts = _describe(source, paths, captions or tables.find_table(source), columns or {}, rejected)
+    named: dict[str, str] = {**settings.columns, **(columns or {})}
+    texts = _describe(source, paths, captions or tables.find_table(source), named, rejected, notes)
     order = splits.spread(list(texts), [_group(path, text) for path, text in texts.items()], settings.seed)
     scanned = _scan(source, order, settings.limit, jobs, dask, rejected, progress)
     if strict and rejected:
@@ -102,7 +106,7 @@ def make_manifest(
         write_text(temporary / REJECTED, csv_text(["path", "reason"], rows))
         rows = [asdict(item) for item in duplicates]
         write_text(temporary / DUPLICATES, csv_text(["path", "copy_of", "similarity"], rows))
-    return Catalogue(folder, tracks, tuple(rejected), tuple(duplicates))
+    return Catalogue(folder, tracks, tuple(rejected), tuple(duplicates), tuple(notes))
 
 
 def track_id(path: str) -> str:
@@ -140,20 +144,19 @@ def _audio_files(source: Path, rejected: list[Rejected]) -> list[str]:
 
 
 def _describe(
-    source: Path, paths: list[str], table: Path | None, columns: Mapping[str, str], rejected: list[Rejected]
+    source: Path,
+    paths: list[str],
+    table: Path | None,
+    columns: Mapping[str, str],
+    rejected: list[Rejected],
+    notes: list[str],
 ) -> dict[str, tables.Row]:
     """Caption, title, artist, album and licence of each file, from table, sidecar, tags in this order."""
     listed: dict[str, tables.Row] = {}
     if table is not None:
-        lookup = tables.Lookup(source, table, paths)
-        for row in tables.read_table(table, columns):
-            path = lookup.find(row["path"])
-            if path is None:
-                rejected.append(Rejected(row["path"], "is in the caption table, but is no audio file of the folder"))
-            elif path in listed:
-                rejected.append(Rejected(row["path"], "is in the caption table again; the first row is used"))
-            else:
-                listed[path] = row
+        rows = tables.read_captions(table, columns, notes)
+        listed, left_out = tables.Lookup(source, table, paths).match(rows)
+        rejected += [Rejected(path, reason) for path, reason in left_out]
     texts: dict[str, tables.Row] = {}
     for path in paths:
         try:
@@ -173,7 +176,8 @@ def _describe(
 
 def _first_words(path: Path, listed: tables.Row, columns: Mapping[str, str]) -> tables.Row:
     sources = (listed, tables.sidecar(path, columns), read_tags(path) if tables.is_file(path) else {})
-    return {field: next((row[field] for row in sources if row.get(field)), "") for field in tables.FIELDS}
+    found = {field: next((row[field] for row in sources if row.get(field)), "") for field in tables.FIELDS}
+    return {field: tables.checked(text, f"its {field}") for field, text in found.items()}
 
 
 def _group(path: str, text: tables.Row) -> str:

@@ -80,13 +80,15 @@ def test_a_csv_with_semicolons_is_read(music: Path) -> None:
 
 def test_columns_are_mapped_by_option_and_named_when_missing(music: Path) -> None:
     table = music.parent / "t.csv"
-    table.write_text(table_text(".csv", "file", "description"), encoding="utf-8")
+    table.write_text(table_text(".csv", "track", "words"), encoding="utf-8")
     with pytest.raises(DataError) as caught:
         catalogue(music, table)
-    assert "file, description" in caught.value.message
+    assert "track, words" in caught.value.message
     assert "--column path=NAME --column caption=NAME" in caught.value.remedy
     assert not (music.parent / "out").exists()
-    made = catalogue(music, table, columns={"path": "file", "caption": "description"})
+    made = catalogue(music, table, columns={"path": "track", "caption": "words"})
+    assert captions_of(made) == CLEAN
+    made = catalogue(music, table, settings=params.Manifest(columns={"path": "track", "caption": "words"}))
     assert captions_of(made) == CLEAN
 
 
