@@ -69,12 +69,12 @@ class Table:
         return [row.cells for row in self.rows]
 
 
-def read_table(path: Path, remedy: str = "", notes: list[str] | None = None) -> Table:
+def read_table(path: Path, remedy: str = "", notes: list[str] | None = None, quoted: bool = True) -> Table:
     """Read a table by its suffix, one of SUFFIXES in any letter case; any other is read as CSV.
 
     The separator is what a first line `sep=;` says, else the one that the header has most of. `notes` as in
-    `read_text`. Raises DataError when the file as a whole cannot be read, with `remedy` when there is none, and
-    MissingDependencyError for Parquet without pyarrow.
+    `read_text`, `quoted` as in `read_cells`. Raises DataError when the file as a whole cannot be read, with `remedy`
+    when there is none, and MissingDependencyError for Parquet without pyarrow.
     """
     suffix = path.suffix.lower()
     if suffix == ".parquet":
@@ -84,7 +84,7 @@ def read_table(path: Path, remedy: str = "", notes: list[str] | None = None) -> 
         return _json_lines(path, text)
     if suffix == ".json":
         return _json(path, text)
-    return _separated(path, read_cells(path, text))
+    return _separated(path, read_cells(path, text, quoted))
 
 
 def read_text(path: Path, remedy: str = "", notes: list[str] | None = None) -> str:

@@ -140,7 +140,7 @@ def _rows(path: Path) -> list[tabular.Row]:
 def _renamed(row: tabular.Row, fields: dict[str, str]) -> tabular.Row:
     unknown = next((key for key in row.cells if key not in fields), None)
     if unknown is not None:
-        return tabular.Row(row.line, {}, f"has the unknown key {unknown!r}")
+        return tabular.Row(row.line, {}, f"has the unknown key {_shown(unknown)}")
     return tabular.Row(row.line, {fields[key]: value for key, value in row.cells.items()}, row.problem)
 
 
@@ -151,7 +151,7 @@ def _prompt(row: dict[str, Any], number: int, defaults: Defaults, name: str) -> 
     guidance = _number(given, "guidance", defaults.guidance)
     seconds = _number(given, "seconds", defaults.seconds)
     if not 0 <= seed < SEED_LIMIT:
-        raise ValueError(f"the seed {_shown(given['seed'])} is not between 0 and {SEED_LIMIT - 1}")
+        raise ValueError(f"the seed {_shown(given.get('seed', seed))} is not between 0 and {SEED_LIMIT - 1}")
     if guidance < 0:
         raise ValueError(f"the guidance {guidance:g} is negative")
     if seconds <= 0:
