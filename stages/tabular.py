@@ -302,5 +302,6 @@ def _windows_1252(path: Path, data: bytes, error: UnicodeDecodeError, notes: lis
 def _looks_western(data: bytes) -> bool:
     """Whether text that is not UTF-8 may be Windows-1252: not damaged UTF-8, not binary, no words of other scripts."""
     loose = data.decode("utf-8", "replace")
-    broken, others = loose.count("\ufffd"), len(re.findall(r"[^\x00-\x7f]", loose))
-    return others < broken and not re.search(rb"[\x00-\x08\x0e-\x1f]|[\x80-\xff]{4}", data)
+    broken = loose.count("\ufffd")
+    whole = len(re.findall(r"[^\x00-\x7f]", loose)) - broken
+    return whole < broken and not re.search(rb"[\x00-\x08\x0e-\x1f]|[\x80-\xff]{4}", data)

@@ -121,7 +121,7 @@ def test_two_meanings_or_none_are_refused_with_their_line(
     assert len(caught.value.message) < 300
 
 
-@pytest.mark.parametrize("caption", ["Café crème", "Spaß …", "“naïve”, 5 €", "CAFÉ” für Élise"])
+@pytest.mark.parametrize("caption", ["Café crème", "Spaß …", "“naïve”: 5 €", "CAFÉ” für Élise"])
 def test_windows_1252_is_named(tmp_path: Path, caption: str) -> None:
     data, notes = f"path,caption\nx.wav,plain\na.wav,{caption}\n".encode("cp1252"), list[str]()
     assert cells(tmp_path, "t.csv", data, notes=notes)[1]["caption"] == caption
