@@ -133,8 +133,9 @@ def _musiccaps(files: Files) -> Iterator[Row]:
 
 
 def _video(name: str, ids: set[str]) -> list[str]:
-    """The first of `ids` that a file's name has: in brackets, at its start, or at its end; or none."""
-    found = [*re.findall(r"\[([^][]{11})\]", name), name[:11], name.removeprefix("Y")[:11], name[-11:]]
+    """The first of `ids` that a file's name has: in brackets, as the whole of it, at its start or end; or none."""
+    bare = name.removeprefix("Y")
+    found = [*re.findall(r"\[([^][]{11})\]", name), name, bare, name[:11], bare[:11], name[-11:]]
     return [video for video in found if video in ids][:1]
 
 
