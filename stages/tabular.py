@@ -121,8 +121,11 @@ def parse_json(text: str) -> Any:
 
 def candidates(columns: Iterable[str], field: str) -> list[str]:
     """The columns that may hold `field`: the one of that name, else all of its USUAL_NAMES."""
-    columns, names = list(columns), USUAL_NAMES.get(field, {field})
-    return [field] if field in columns else [name for name in columns if re.sub(r"[\s_-]", "", name).lower() in names]
+    columns = list(columns)
+    if field in columns:
+        return [field]
+    usual = USUAL_NAMES.get(field, {field})
+    return [name for name in columns if re.sub(r"[\s_-]", "", name).lower() in usual]
 
 
 def read_cells(path: Path, text: str, quoted: bool = True) -> Iterator[tuple[int, list[str]]]:

@@ -38,7 +38,7 @@ def manifest(
     """Catalogue a folder of captioned music, check every file, and split it by artist.
 
     Captions come from the file of --captions (columns path, caption, and if there are title, artist, album,
-    licence), else from a `song.txt` or `song.json` beside each file, else from its tags.
+    licence, or usual names of these), else from a `song.txt` or `song.json` beside each file, else from its tags.
     """
     from stages.errors import UsageError
 

@@ -50,7 +50,8 @@ def read_captions(path: Path, columns: Mapping[str, str], notes: list[str]) -> l
         wanted = " and ".join(f"`{columns.get(field, field)}`" for field in missing)
         raise DataError(
             f"{path} has no column {wanted}; it has {', '.join(table.columns) or 'none'}.",
-            f"Name the right ones with: {' '.join(f'--column {field}=NAME' for field in missing)}",
+            f"Name the right ones with: {' '.join(f'--column {field}=NAME' for field in missing)}, "
+            "or manifest.columns in params.yaml",
         )
     return [
         {field: _cell(row.get(name), field, table.where(source)) for field, name in names.items() if name is not None}
@@ -66,7 +67,7 @@ def _column(where: Path, there: Collection[str], field: str, mapped: Mapping[str
     if len(found) > 1:
         raise DataError(
             f"{where} has no column `{field}`, but {len(found)} that may be it: {', '.join(found)}.",
-            f"Choose one: --column {field}={found[0]}",
+            f"Choose one: --column {field}={found[0]}, or manifest.columns in params.yaml",
         )
     return found[0] if found else None
 

@@ -109,7 +109,7 @@ def test_musiccaps_by_the_names_of_its_downloaders(fault, lines):
     }
 
 
-def test_gtzan_as_its_authors_distributed_it(fault, lines, typed):
+def test_gtzan_as_its_authors_distributed_it(fault, lines, typed, toy_models):
     case = fault("gtzan-au")
     results, folder = lines(case), case.folder
     assert results[0][0] == 0
@@ -118,6 +118,10 @@ def test_gtzan_as_its_authors_distributed_it(fault, lines, typed):
     code, _, err = typed(folder, "prep", "manifest", ".", "--strict", "-j", "1")
     assert code == 0, err
     assert captions(folder) == expected
+    command = ["--json", "eval", "zeroshot", ".", "--benchmark", "gtzan", "--clap", toy_models / "ldm"]
+    code, out, err = typed(folder, *command)
+    assert code == 0, err
+    assert json.loads(out)["accuracy"]["n"] == 4
 
 
 def test_prompt_ids_begin_with_a_dash_or_underscore(fault, lines, models):
