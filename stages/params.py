@@ -21,6 +21,7 @@ Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Column = Annotated[str, Field(pattern="^(path|caption|title|artist|album|licence)$")]
 
 
 class Section(BaseModel):
@@ -58,6 +59,7 @@ class Manifest(Section):
 
     source: str = "data/demo"
     captions: str | None = None
+    columns: dict[Column, Annotated[str, Field(min_length=1)]] = {}  # of the caption table: ours -> theirs
     limit: Positive | None = None  # use this many tracks only, drawn with the seed
     near_duplicate: Share | None = 0.7  # correlation of two sketches that are one recording; null compares none
     valid_share: Share = 0.05

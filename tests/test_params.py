@@ -137,3 +137,13 @@ def _sections(model: type[BaseModel]) -> list[type[BaseModel]]:
     inner = [f.annotation for f in model.model_fields.values() if isinstance(f.annotation, type)]
     found = [kind for kind in inner if issubclass(kind, BaseModel)]
     return found + [deeper for kind in found for deeper in _sections(kind)]
+
+
+def test_columns_of_a_caption_table_are_ours_to_theirs():
+    read = params.resolve({"preset": "tiny"}, ["manifest.columns.caption=text", "manifest.columns.path=file"])
+    assert read.manifest.columns == {"caption": "text", "path": "file"}
+    assert params.resolve(params.read_yaml(params.to_yaml(read))) == read
+    for wrong, key in (({"genre": "style"}, "manifest.columns.genre"), ({"caption": ""}, "manifest.columns.caption"),
+                       ({"caption": 3}, "manifest.columns.caption")):  # fmt: skip
+        with pytest.raises(ParamsError, match=key):
+            params.resolve({"manifest": {"columns": wrong}})

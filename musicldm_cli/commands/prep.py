@@ -45,7 +45,7 @@ def manifest(
     """Catalogue a folder of captioned music, check every file, and split it by artist.
 
     Captions come from the file of --captions (columns path, caption, and if there are title, artist, album,
-    licence), else from a `song.txt` or `song.json` beside each file, else from its tags.
+    licence, or usual names of these), else from a `song.txt` or `song.json` beside each file, else from its tags.
     """
     from stages.errors import UsageError
 
@@ -83,7 +83,7 @@ def manifest(
         hours=round(hours, 6),
         splits=made.split_sizes,
         split_by=made.division.by,
-        notes=made.division.notes,
+        notes=made.notes,
         rejected=len(made.rejected),
         reasons=reasons,
         left_out=len(made.left_out),
@@ -96,7 +96,7 @@ def _manifest_lines(made: Catalogue, hours: float, limit: int | None) -> list[st
     sizes = ", ".join(f"{count} {split}" for split, count in made.split_sizes.items())
     plural = "s" * (len(made.tracks) != 1)
     lines = [f"{len(made.tracks)} track{plural} ({hours:.2f} h: {sizes}) are in {made.folder / 'manifest.csv'}."]
-    lines += made.division.notes
+    lines += made.notes
     if made.left_out:
         lines.append(
             f"{len(made.left_out)} files are left out by manifest.limit={limit}; to use all: -S manifest.limit=null"

@@ -58,6 +58,7 @@ class Catalogue:
     left_out: tuple[str, ...]  # good or not, but beyond manifest.limit
     duplicates: tuple[Duplicate, ...]
     division: splits.Division
+    notes: tuple[str, ...]  # what was guessed of the caption table, and how the splits were made
 
     @property
     def split_sizes(self) -> dict[str, int]:
@@ -87,15 +88,18 @@ def make_manifest(
     """Catalogue every audio file below `source` into `folder`: manifest.csv and .json, rejected and duplicates.csv.
 
     Captions come from the table `captions` (default: one of the usual names in `source`), else from a sidecar
-    file, else from tags. Every file is decoded whole, by `jobs` processes or a Dask cluster (`run_each`). A folder
-    of `results` below `source` holds what was made of the music, and is passed over. Raises DataError, with nothing
-    written, when there is nothing to use, or with `strict` when anything is rejected.
+    file, else from tags; `columns` go before those of the settings. Every file is decoded whole, by `jobs`
+    processes or a Dask cluster (`run_each`). A folder of `results` below `source` holds what was made of the music,
+    and is passed over. Raises DataError, with nothing written, when there is nothing to use, or with `strict` when
+    anything is rejected.
     """
     walk = _walk(source, results)
     paths = [path.relative_to(source).as_posix() for path in walk.files]
     refused = sorted({**walk.closed, **walk.unread}.items())
     rejected = [Rejected(path.relative_to(source).as_posix(), why) for path, why in refused]
-    texts = _describe(source, paths, captions or tables.find_table(source), columns or {}, rejected)
+    notes: list[str] = []
+    named: dict[str, str] = {**settings.columns, **(columns or {})}
+    texts = _describe(source, paths, captions or tables.find_table(source), named, rejected, notes)
     order = splits.spread(list(texts), [splits.group(path, text) for path, text in texts.items()], settings.seed)
     scanned, left_out = _scan(source, order, settings.limit, jobs, dask, rejected, progress)
     if strict and rejected:
@@ -111,7 +115,8 @@ def make_manifest(
     used = {scan.path: texts[scan.path] for scan in scanned}
     division = splits.divide_tracks(used, [(item.path, item.copy_of) for item in duplicates], settings)
     tracks = _tracks(scanned, texts, division.split_of, duplicates)
-    made = Catalogue(folder, tracks, tuple(rejected), tuple(left_out), tuple(duplicates), division)
+    notes += division.notes
+    made = Catalogue(folder, tracks, tuple(rejected), tuple(left_out), tuple(duplicates), division, tuple(notes))
     _write(made, source, settings)
     return made
 
@@ -119,7 +124,7 @@ def make_manifest(
 def _write(made: Catalogue, source: Path, settings: params.Manifest) -> None:
     left_out = [Rejected(path, f"is left out by manifest.limit={settings.limit}") for path in made.left_out]
     root = source if source.is_absolute() else Path(os.path.relpath(source.resolve(), made.folder.resolve()))
-    about = {"schema": SCHEMA, "root": root.as_posix(), "split_by": made.division.by, "notes": made.division.notes}
+    about = {"schema": SCHEMA, "root": root.as_posix(), "split_by": made.division.by, "notes": made.notes}
     with atomic_folder(made.folder) as temporary:
         write_manifest(temporary / MANIFEST, made.tracks)
         write_json(temporary / ROOT, about)
@@ -153,10 +158,15 @@ def _walk(source: Path, results: Path | None) -> Walk:
 
 
 def _describe(
-    source: Path, paths: list[str], table: Path | None, columns: Mapping[str, str], rejected: list[Rejected]
+    source: Path,
+    paths: list[str],
+    table: Path | None,
+    columns: Mapping[str, str],
+    rejected: list[Rejected],
+    notes: list[str],
 ) -> dict[str, tables.Row]:
     """Caption, title, artist, album and licence of each file, from table, sidecar, tags in this order."""
-    listed = {} if table is None else _listed(source, paths, table, columns, rejected)
+    listed = {} if table is None else _listed(source, paths, table, columns, rejected, notes)
     texts: dict[str, tables.Row] = {}
     for path in paths:
         try:
@@ -175,32 +185,31 @@ def _describe(
 
 
 def _listed(
-    source: Path, paths: list[str], table: Path, columns: Mapping[str, str], rejected: list[Rejected]
+    source: Path,
+    paths: list[str],
+    table: Path,
+    columns: Mapping[str, str],
+    rejected: list[Rejected],
+    notes: list[str],
 ) -> dict[str, tables.Row]:
     """The row of each file that the table names; what it names beside them is rejected."""
-    listed: dict[str, tables.Row] = {}
-    known = tables.Lookup(source, table, paths)
-    refused = tables.Lookup(source, table, [item.path for item in rejected])  # named already, with a better reason
-    for row in tables.read_table(table, columns):
-        path = known.find(row["path"])
-        if path is not None and path not in listed:
-            listed[path] = row
-        elif path is not None:
-            rejected.append(Rejected(row["path"], "is in the caption table again; the first row is used"))
-        elif refused.find(row["path"]) is None:
-            rejected.append(Rejected(row["path"], _why_no_audio(source / row["path"])))
+    rows = tables.read_captions(table, columns, notes)
+    listed, left_out = tables.Lookup(source, table, paths).match(rows)
+    refused = tables.Lookup(source, table, [item.path for item in rejected])
+    for path, reason in left_out:
+        if not refused.find(path).is_named:  # else it is listed already, with a better reason
+            rejected.append(Rejected(path, _why_no_audio(source / path, reason)))
     return listed
 
 
-def _why_no_audio(path: Path) -> str:
-    if tables.is_file(path) and path.suffix.lower() not in SUFFIXES:
-        return unread(path)
-    return "is in the caption table, but is no audio file of the folder"
+def _why_no_audio(path: Path, reason: str) -> str:
+    return unread(path) if tables.is_file(path) and path.suffix.lower() not in SUFFIXES else reason
 
 
 def _first_words(path: Path, listed: tables.Row, columns: Mapping[str, str]) -> tables.Row:
     sources = (listed, tables.sidecar(path, columns), read_tags(path) if tables.is_file(path) else {})
-    return {field: next((row[field] for row in sources if row.get(field)), "") for field in tables.FIELDS}
+    found = {field: next((row[field] for row in sources if row.get(field)), "") for field in tables.FIELDS}
+    return {field: tables.checked(text, f"its {field}") for field, text in found.items()}
 
 
 @dataclass(frozen=True)

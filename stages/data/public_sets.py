@@ -5,12 +5,13 @@ must stay in one split: the set's own artist, or its nearest stand-in (a video, 
 """
 
 import ast
-import csv
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+from stages import tabular
 from stages.audio.walk import walk_audio
 from stages.data.manifest import csv_text
 from stages.data.tables import clean
@@ -19,7 +20,6 @@ from stages.store import write_text
 
 TABLE = "attribution.csv"
 COLUMNS = ["path", "caption", "title", "artist", "album", "licence"]
-_YOUTUBE_ID = re.compile(r"[\w-]{11}")
 Row = dict[str, str]
 
 
@@ -33,9 +33,6 @@ class Files:
     def by_id(self) -> dict[str, str]:
         """By the name up to its first dot: `948` of both 48/948.mp3 and 48/948.low.mp3."""
         return {Path(path).name.split(".")[0]: path for path in reversed(self.paths)}
-
-    def by_name(self) -> dict[str, str]:
-        return {Path(path).name: path for path in reversed(self.paths)}
 
     def table(self, name: str) -> Path:
         """The metadata file of that name, wherever it lies in the folder. Raises DataError when there is none."""
@@ -70,7 +67,7 @@ def convert(name: str, folder: Path, out: Path | None = None) -> Converted:
     paths = [path.relative_to(folder).as_posix() for path in walk.files]
     try:
         rows = list(SETS[name](Files(folder, tuple(paths))))
-    except (KeyError, ValueError, csv.Error, UnicodeDecodeError) as error:
+    except (KeyError, ValueError, IndexError, SyntaxError, RecursionError) as error:
         what = f"no column {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(f"The metadata of {name} in {folder} is not as published: {what}.") from error
     here = {row["path"]: row for row in reversed(rows) if row["path"]}  # of rows for one file the first counts
@@ -86,53 +83,60 @@ def _row(path: str | None, caption: str, title: str = "", artist: str = "", albu
     return {"path": path or "", **dict(zip(COLUMNS[1:], map(clean, values), strict=True))}
 
 
-def _read(path: Path, delimiter: str = ",") -> Iterator[Mapping[str, str]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        yield from csv.DictReader(file, delimiter=delimiter)
+def _read(path: Path, quoted: bool = True) -> list[dict[str, str]]:
+    return tabular.read_table(path, quoted=quoted).cells()
 
 
 def _fma(files: Files) -> Iterator[Row]:
     """tracks.csv has two header rows of (group, name), and a third with the index's name."""
     here = files.by_id()
-    csv.field_size_limit(1 << 24)
-    with files.table("tracks.csv").open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        place = {key: index for index, key in enumerate(zip(next(reader), next(reader), strict=True))}
-        next(reader)
-        for row in reader:
-            genre, title, licence = (row[place["track", name]] for name in ("genre_top", "title", "license"))
-            artist, album = row[place["artist", "name"]], row[place["album", "title"]]
-            tags = ast.literal_eval(row[place["track", "tags"]] or "[]")
-            words = ", ".join(dict.fromkeys([genre, *map(str, tags)] if genre else map(str, tags)))
-            caption = ", ".join(filter(None, (f"{title} by {artist}", words)))
-            yield _row(here.get(f"{int(row[0]):06d}"), caption, title, artist, album, licence)
+    path = files.table("tracks.csv")
+    rows = tabular.read_cells(path, tabular.read_text(path))
+    (_, groups), (_, names), _ = islice(rows, 3)
+    keys = list(zip(groups, names, strict=True))
+    for line, cells in rows:
+        if len(cells) != len(keys):
+            raise ValueError(f"tracks.csv, line {line} has {len(cells)} cells under {len(keys)} columns")
+        track = dict(zip(keys, cells, strict=True))
+        genre, title, licence = (track["track", name] for name in ("genre_top", "title", "license"))
+        artist, album = track["artist", "name"], track["album", "title"]
+        tags = ast.literal_eval(track["track", "tags"] or "[]")
+        words = ", ".join(dict.fromkeys([genre, *map(str, tags)] if genre else map(str, tags)))
+        caption = ", ".join(filter(None, (f"{title} by {artist}", words)))
+        yield _row(here.get(f"{int(cells[0]):06d}"), caption, title, artist, album, licence)
 
 
 def _mtg_jamendo(files: Files) -> Iterator[Row]:
     """autotagging.tsv has one more column for each further tag; names are in raw.meta.tsv, if that is there."""
     here = files.by_id()
-    names = {row["TRACK_ID"]: row for path in files.folder.rglob("raw.meta.tsv") for row in _read(path, "\t")}
-    with files.table("autotagging.tsv").open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        if next(reader)[:6] != ["TRACK_ID", "ARTIST_ID", "ALBUM_ID", "PATH", "DURATION", "TAGS"]:
-            raise ValueError("autotagging.tsv has other columns")
-        for track, artist, album, path, _, *tags in reader:
-            known = names.get(track, {})
-            caption = ", ".join(tag.partition("---")[2] for tag in sorted(tags))  # genre, instrument, mood/theme
-            yield _row(here.get(Path(path).name.split(".")[0]), caption, known.get("TRACK_NAME", ""),
-                       known.get("ARTIST_NAME", artist), known.get("ALBUM_NAME", album),
-                       "Creative Commons, see jamendo.com")  # fmt: skip
+    names = {row["TRACK_ID"]: row for path in files.folder.rglob("raw.meta.tsv") for row in _read(path, quoted=False)}
+    path = files.table("autotagging.tsv")
+    (_, header), *rows = tabular.read_cells(path, tabular.read_text(path), quoted=False)
+    if header[:6] != ["TRACK_ID", "ARTIST_ID", "ALBUM_ID", "PATH", "DURATION", "TAGS"]:
+        raise ValueError("autotagging.tsv has other columns")
+    for _, (track, artist, album, file, _, *tags) in rows:
+        known = names.get(track, {})
+        caption = ", ".join(tag.partition("---")[2] for tag in sorted(tags))  # genre, instrument, mood/theme
+        yield _row(here.get(Path(file).name.split(".")[0]), caption, known.get("TRACK_NAME", ""),
+                   known.get("ARTIST_NAME", artist), known.get("ALBUM_NAME", album),
+                   "Creative Commons, see jamendo.com")  # fmt: skip
 
 
 def _musiccaps(files: Files) -> Iterator[Row]:
-    """Files are named by the video, e.g. ID.wav, ID_30.wav, or [ID]-[30-40].wav."""
-    here: dict[str, str] = {}
-    for path in reversed(files.paths):
-        found = _YOUTUBE_ID.match(Path(path).name.removeprefix("["))
-        here |= {found[0]: path} if found else {}
-    for row in _read(files.table("musiccaps-public.csv")):
+    """Files are named by the video: ID.wav, ID_30.wav, [ID]-[30-40].wav, YID.wav, or `Title [ID].wav` of yt-dlp."""
+    rows = _read(files.table("musiccaps-public.csv"))
+    ids = {row["ytid"] for row in rows}
+    here = {video: path for path in reversed(files.paths) for video in _video(Path(path).stem, ids)}
+    for row in rows:
         video = f"youtube {row['ytid']}"
         yield _row(here.get(row["ytid"]), row["caption"], f"{video} at {row['start_s']} s", video)
+
+
+def _video(name: str, ids: set[str]) -> list[str]:
+    """The first of `ids` that a file's name has: in brackets, as the whole of it, at its start or end; or none."""
+    bare = name.removeprefix("Y")
+    found = [*re.findall(r"\[([^][]{11})\]", name), name, bare, name[:11], bare[:11], name[-11:]]
+    return [video for video in found if video in ids][:1]
 
 
 def _song_describer(files: Files) -> Iterator[Row]:
@@ -156,11 +160,11 @@ def _gtzan(files: Files) -> Iterator[Row]:
 
 def _esc50(files: Files) -> Iterator[Row]:
     """Names are fold-upload-take-target.wav; takes of one Freesound upload stay together."""
-    here = files.by_name()
+    here = files.by_id()
     for row in _read(files.table("esc50.csv")):
         upload = f"freesound {row['filename'].split('-')[1]}"
-        yield _row(here.get(row["filename"]), f"the sound of {row['category'].replace('_', ' ')}", artist=upload,
-                   licence="CC-BY-NC-3.0")  # fmt: skip
+        caption = f"the sound of {row['category'].replace('_', ' ')}"
+        yield _row(here.get(Path(row["filename"]).stem), caption, artist=upload, licence="CC-BY-NC-3.0")
 
 
 SETS: dict[str, Callable[[Files], Iterator[Row]]] = {

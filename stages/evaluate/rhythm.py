@@ -10,7 +10,6 @@ import numpy as np
 from stages.beats.tempo import Rhythm
 from stages.beats.track import track_files
 from stages.errors import DataError
-from stages.evaluate.embeddings import folder_files
 from stages.evaluate.intervals import mean_figure
 from stages.evaluate.run import METRICS, clip_prompts
 from stages.evaluate.setting import Setting
@@ -60,9 +59,7 @@ def rhythm(prompts: Mapping[Path, str], settings: Params, progress: Progress = s
 
 def rhythm_of(setting: Setting, generated: Path, out: Path) -> dict[str, Any]:
     """The same for a folder of clips with a manifest or prompts.csv, written to out/metrics.json. Raises DataError."""
-    captions = clip_prompts(generated)
-    known = {path: captions[path.stem] for path in folder_files(generated) if path.stem in captions}
-    result = rhythm(known, setting.params, setting.progress)
+    result = rhythm(clip_prompts(generated), setting.params, setting.progress)
     write_json(out / METRICS, result)
     return result
 

@@ -1,6 +1,5 @@
 """The evaluations from folders to metrics.json: which files are read, with which network."""
 
-import csv
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -8,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from stages import tabular
+from stages.audio.io import SUFFIXES
 from stages.clap.model import Clap
+from stages.data.manifest import csv_text
 from stages.data.shards import ShardReader
 from stages.errors import DataError
 from stages.evaluate import novelty as novelty_
@@ -27,10 +29,11 @@ from stages.generate.manifest import MANIFEST, read_manifest
 from stages.generate.prompts import NO_TESTS
 from stages.params import Params
 from stages.progress import Progress, silent
-from stages.store import atomic_file, write_json
+from stages.store import write_json, write_text
 
 METRICS = "metrics.json"
 PROMPTS = "prompts.csv"
+_IDS = "The id is a file's name, with or without its suffix."
 QUALITY = (
     "fd", "fd_infinity", "kid", "density", "coverage", "is_softmax", "is_one_split", "kl_softmax", "kl_sigmoid",
 )  # fmt: skip
@@ -57,17 +60,14 @@ def quality(setting: Setting, generated: Path, reference: Path | None, out: Path
 def relevance(setting: Setting, generated: Path, out: Path) -> dict[str, Any]:
     """Write out/metrics.json and out/prompts.csv. Raises DataError when the prompts of GEN are not known."""
     params = setting.params
-    files = folder_files(generated)
     captions = clip_prompts(generated)
-    known = [path for path in files if path.stem in captions]
-    if not known:
-        raise DataError(f"No audio file of {generated} is in its {MANIFEST}.", "Make clips with: musicldm generate")
     backbone = setting.clap_backbone()
     listen = setting.listener(backbone)
-    made = listen(folder_segments(known, params.audio), "generated")
-    if len(known) < len(files):
-        made.warnings.append(f"{len(files) - len(known)} files are not in {MANIFEST} and have no prompt.")
-    prompts = _texts(backbone.clap, {path.stem: captions[path.stem] for path in known})
+    made = listen(folder_segments(list(captions), params.audio), "generated")
+    others = len(folder_files(generated)) - len(captions)
+    if others:
+        made.warnings.append(f"{others} files are not in {_prompt_file(generated).name} and have no prompt.")
+    prompts = _texts(backbone.clap, {path.stem: caption for path, caption in captions.items()})
     tests = test = training = None
     if (setting.shards / "index.json").exists():
         reader = ShardReader(setting.shards)
@@ -212,32 +212,49 @@ def _sketched(segments: Iterable[Segment], params: Params) -> tuple[Iterator[Seg
     return passing(), sketches
 
 
-def clip_prompts(folder: Path) -> dict[str, str]:
-    """Prompt by file stem: of the manifest, or of a prompts.csv (id, prompt) beside another system's clips."""
-    if (folder / MANIFEST).exists():
-        return {Path(row["file"]).stem: str(row["prompt"]) for row in read_manifest(folder)}
-    if not (folder / PROMPTS).exists():
+def clip_prompts(folder: Path) -> dict[Path, str]:
+    """The prompt of each clip of a folder that has one: in the manifest, or in a prompts.csv (id, prompt) beside
+    another system's clips. Raises DataError when none has."""
+    files, table = folder_files(folder), _prompt_file(folder)
+    is_ours = table.name == MANIFEST
+    prompts = (
+        {Path(row["file"]).stem: row["prompt"] for row in read_manifest(folder)} if is_ours else _prompt_table(table)
+    )
+    found = {path: str(prompts[path.stem]) for path in files if path.stem in prompts}
+    if not found:
+        remedy = "Make clips with: musicldm generate" if is_ours else _IDS
+        raise DataError(f"No audio file of {folder} is in its {table.name}.", remedy)
+    return found
+
+
+def _prompt_file(folder: Path) -> Path:
+    found = next((folder / name for name in (MANIFEST, PROMPTS) if (folder / name).exists()), None)
+    if found is None:
         raise DataError(
             f"{folder} has no {MANIFEST}, so its prompts are unknown.",
             f"Make clips with: musicldm generate, or put a {PROMPTS} (id,prompt) beside them.",
         )
-    return _prompt_table(folder / PROMPTS)
+    return found
 
 
-def _prompt_table(table: Path) -> dict[str, str]:
-    """Prompt by id, of a CSV. Raises DataError."""
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{table} cannot be read: {error}.", "Make it with: musicldm prep captions") from error
-    if not rows:
+def _prompt_table(path: Path) -> dict[str, str]:
+    """Prompt by id, of a CSV; an id may carry its file's suffix. Raises DataError."""
+    table = tabular.read_table(path, "Make it with: musicldm prep captions")
+    names = [tabular.candidates(table.columns, field) for field in ("id", "prompt")]
+    if not table.rows:
         raise DataError(
-            f"{table} holds no prompts.", f"Where `prep captions` wrote it, no music is for tests. {NO_TESTS}"
+            f"{path} holds no prompts.", f"Where `prep captions` wrote it, no music is for tests. {NO_TESTS}"
         )
-    if not {"id", "prompt"} <= rows[0].keys():
-        raise DataError(f"{table} needs the columns id and prompt.", "The id is a file's name without its suffix.")
-    return {row["id"]: row["prompt"] for row in rows}
+    if [len(found) for found in names] != [1, 1]:
+        raise DataError(f"{path} needs the columns id and prompt.", _IDS)
+    prompts: dict[str, str] = {}
+    for row in table.cells():
+        id_, prompt = (str(row.get(found[0], "")) for found in names)
+        name = Path(id_).stem if Path(id_).suffix.lower() in SUFFIXES else Path(id_).name
+        if name in prompts:
+            raise DataError(f"{path} has the id {name} more than once.", _IDS)
+        prompts[name] = prompt
+    return prompts
 
 
 def _texts(clap: Clap, captions: dict[str, str]) -> relevance_.Texts:
@@ -246,7 +263,4 @@ def _texts(clap: Clap, captions: dict[str, str]) -> relevance_.Texts:
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_text(path, csv_text(list(rows[0]), rows))

@@ -1,17 +1,17 @@
-"""What is to be generated: prompts typed on the command line or listed in a csv, jsonl or txt file."""
+"""What is to be generated: prompts typed on the command line or listed in a file."""
 
-import csv
 import hashlib
-import json
 import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from stages import tabular
 from stages.errors import DataError, UsageError
 
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
 COLUMNS = ("prompt", "id", "seed", "negative", "guidance", "seconds")
 SEED_LIMIT = 2**32  # torch's CPU generator keeps these bits of a seed only
 NO_TESTS = "Type a prompt, or let some music be for tests: musicldm prep manifest -S manifest.split_by=auto"
@@ -64,7 +64,7 @@ def typed_prompt(text: str, defaults: Defaults) -> Prompt:
 
 
 def read_prompts(path: Path, defaults: Defaults, of_tests: bool = False) -> tuple[list[Prompt], list[BadRow]]:
-    """The prompts of a .csv (header with `prompt` and any of COLUMNS), .jsonl (same keys) or .txt (one a line).
+    """The prompts of a .csv or .tsv (header with `prompt` and any of COLUMNS), .jsonl (same keys) or .txt (one a line).
 
     Rows without an id are called after their number. `of_tests`: the file is the test split's, by `prep captions`.
     Raises DataError when the file as a whole is unusable.
@@ -73,15 +73,15 @@ def read_prompts(path: Path, defaults: Defaults, of_tests: bool = False) -> tupl
     prompts: list[Prompt] = []
     bad: list[BadRow] = []
     taken: set[str] = set()
-    for number, (line, row) in enumerate(rows):
+    for number, row in enumerate(rows):
         try:
-            if isinstance(row, str):
-                raise ValueError(row)
-            prompt = _prompt(row, number, defaults, f"prompt-{number + 1:04d}")
+            if row.problem:
+                raise ValueError(row.problem)
+            prompt = _prompt(row.cells, number, defaults, f"prompt-{number + 1:04d}")
             if prompt.id.casefold() in taken:
                 raise ValueError(f"the id {prompt.id!r} was used above")
         except ValueError as error:
-            bad.append(BadRow(line, str(error)))
+            bad.append(BadRow(row.line, str(error)))
         else:
             taken.add(prompt.id.casefold())
             prompts.append(prompt)
@@ -123,45 +123,29 @@ def slug(text: str) -> str:
     return words[:48].rstrip("-") or hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _rows(path: Path) -> list[tuple[int, dict[str, Any] | str]]:
-    """(line number, row); a row that cannot be parsed is the reason why."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"There is no {path}.", "Name a .csv, .jsonl or .txt file of prompts.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.", "Save it as UTF-8 text.") from error
-    if path.suffix == ".txt":
-        return [(n, {"prompt": line}) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if path.suffix == ".jsonl":
-        return [(n, _json_row(line)) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if path.suffix == ".csv":
-        return _csv_rows(path, text)
-    raise DataError(f"{path} is none of .csv, .jsonl and .txt.", "Rename it to what it holds.")
-
-
-def _json_row(line: str) -> dict[str, Any] | str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        return f"not JSON: {error}"
-    if not isinstance(row, dict):
-        return "not a JSON object"
-    unknown = sorted(row.keys() - set(COLUMNS))
-    return f"unknown key {unknown[0]!r}" if unknown else row
-
-
-def _csv_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any] | str]]:
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    header = reader.fieldnames or []
-    unknown = [name for name in header if name not in COLUMNS]
-    if "prompt" not in header or unknown:
+def _rows(path: Path) -> list[tabular.Row]:
+    """Rows with keys of COLUMNS, or the problem of one that cannot be used."""
+    suffix, remedy = path.suffix.lower(), f"Name a file of prompts: {', '.join(SUFFIXES)}."
+    if suffix not in SUFFIXES:
+        raise DataError(f"{path} is none of {', '.join(SUFFIXES)}.", "Rename it to what it holds.")
+    if suffix == ".txt":
+        lines = tabular.read_text(path, remedy).split("\n")
+        return [tabular.Row(n, {"prompt": line}) for n, line in enumerate(lines, start=1) if line.strip()]
+    table = tabular.read_table(path, remedy)
+    found = {field: tabular.candidates(table.columns, field) for field in COLUMNS}
+    fields = {names[0]: field for field, names in found.items() if len(names) == 1}
+    unknown = [name for name in table.columns if name not in fields]
+    if suffix != ".jsonl" and (unknown or "prompt" not in fields.values()):
         what = f"has the unknown column {unknown[0]!r}" if unknown else "has no column `prompt`"
         raise DataError(f"{path} {what}.", f"Its first line may name: {', '.join(COLUMNS)}.")
-    try:
-        return [(reader.line_num, "more cells than the header" if None in row else row) for row in reader]
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num} is not csv: {error}.", "Correct it.") from error
+    return [_renamed(row, fields) for row in table.rows]
+
+
+def _renamed(row: tabular.Row, fields: dict[str, str]) -> tabular.Row:
+    unknown = next((key for key in row.cells if key not in fields), None)
+    if unknown is not None:
+        return tabular.Row(row.line, {}, f"has the unknown key {_shown(unknown)}")
+    return tabular.Row(row.line, {fields[key]: value for key, value in row.cells.items()}, row.problem)
 
 
 def _prompt(row: dict[str, Any], number: int, defaults: Defaults, name: str) -> Prompt:
@@ -171,7 +155,7 @@ def _prompt(row: dict[str, Any], number: int, defaults: Defaults, name: str) -> 
     guidance = _number(given, "guidance", defaults.guidance)
     seconds = _number(given, "seconds", defaults.seconds)
     if not 0 <= seed < SEED_LIMIT:
-        raise ValueError(f"the seed {seed:.0f} is not between 0 and {SEED_LIMIT - 1}")
+        raise ValueError(f"the seed {_shown(given.get('seed', seed))} is not between 0 and {SEED_LIMIT - 1}")
     if guidance < 0:
         raise ValueError(f"the guidance {guidance:g} is negative")
     if seconds <= 0:
@@ -195,10 +179,13 @@ def _prompt(row: dict[str, Any], number: int, defaults: Defaults, name: str) -> 
 
 
 def clean_text(text: Any, what: str) -> str:
-    """White space folded to single blanks. Raises ValueError for other control characters and lone surrogates."""
+    """White space folded to single blanks. Raises ValueError for other control characters, lone surrogates and
+    texts over tabular.TEXT_LIMIT."""
     if not isinstance(text, str):
         raise ValueError(f"the {what} is not text")
     folded = " ".join(text.split())
+    if len(folded) > tabular.TEXT_LIMIT:
+        raise ValueError(f"the {what} has {len(folded):,} characters, more than {tabular.TEXT_LIMIT:,}")
     wrong = next((c for c in folded if unicodedata.category(c) in ("Cc", "Cs")), None)
     if wrong is not None:
         raise ValueError(f"the {what} holds the control character U+{ord(wrong):04X}")
@@ -209,15 +196,22 @@ def _number(given: dict[str, Any], key: str, default: float, whole: bool = False
     value = given.get(key, default)
     try:
         number = float("nan") if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if not abs(number) < float("inf") or (whole and number != int(number)):
-        raise ValueError(f"the {key} {value!r} is not a {'whole ' if whole else ''}number")
+        raise ValueError(f"the {key} {_shown(value)} is not a {'whole ' if whole else ''}number in range")
     return number
 
 
+def _shown(value: Any) -> str:
+    return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."
+
+
 def _file_name(name: Any) -> str:
-    text = str(name)
-    if not re.fullmatch(r"[^\W_][\w.\- ]*", text) or len(text.encode()) > ID_BYTES or text.endswith((".", " ")):
-        raise ValueError(f"the id {text[:40]!r} cannot be a file name (letters, digits, blank, . _ - and at most 120)")
+    text = unicodedata.normalize("NFC", str(name))
+    if not re.fullmatch(r"[\w-][\w.\- ]*", text) or len(text.encode()) > ID_BYTES or text.endswith((".", " ")):
+        raise ValueError(f"the id {_shown(text)} cannot be a file name (letters, digits and _ - first; . and blanks "
+                         f"within; at most {ID_BYTES} bytes)")  # fmt: skip
+    if PureWindowsPath(text).is_reserved():
+        raise ValueError(f"the id {text!r} is a name that Windows keeps for a device")
     return text

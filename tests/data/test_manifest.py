@@ -82,14 +82,130 @@ def test_a_csv_with_semicolons_is_read(music: Path) -> None:
 
 def test_columns_are_mapped_by_option_and_named_when_missing(music: Path) -> None:
     table = music.parent / "t.csv"
-    table.write_text(table_text(".csv", "file", "description"), encoding="utf-8")
+    table.write_text(table_text(".csv", "track", "words"), encoding="utf-8")
     with pytest.raises(DataError) as caught:
         catalogue(music, table)
-    assert "file, description" in caught.value.message
+    assert "track, words" in caught.value.message
     assert "--column path=NAME --column caption=NAME" in caught.value.remedy
     assert not (music.parent / "out").exists()
-    made = catalogue(music, table, columns={"path": "file", "caption": "description"})
+    made = catalogue(music, table, columns={"path": "track", "caption": "words"})
     assert captions_of(made) == CLEAN
+    made = catalogue(music, table, settings=params.Manifest(columns={"path": "track", "caption": "words"}))
+    assert captions_of(made) == CLEAN
+
+
+def test_usual_names_of_columns_are_taken(music: Path) -> None:
+    table = music.parent / "t.csv"
+    table.write_text(table_text(".csv", "File Name", "Description"), encoding="utf-8")
+    assert captions_of(catalogue(music, table)) == CLEAN
+    table.write_text(table_text(".csv", "location", "caption").replace("\r", ",text\r", 1), encoding="utf-8")
+    assert captions_of(catalogue(music, table)) == CLEAN, "a column of our own name goes first"
+    table.write_text("path,text,prompt\none.wav,a,b\n")
+    made = catalogue(music, table, columns={"caption": "prompt"})
+    assert captions_of(made) == {"one.wav": "b"}
+
+
+def test_a_table_in_windows_1252_is_read_and_said_so(music: Path) -> None:
+    table = music.parent / "T.CSV"
+    table.write_bytes("path,caption\none.wav,Café\n".encode("cp1252"))
+    made = catalogue(music, table)
+    assert captions_of(made) == {"one.wav": "Café"}
+    assert made.notes == (f"{table} is not UTF-8; it was read as Windows-1252, where line 2 reads: one.wav,Café",)
+    (music / "one.txt").write_bytes("Café".encode("cp1252"))
+    (music / "sub" / "three.txt").write_text("drums")
+    assert "Windows-1252" in {item.path: item.reason for item in catalogue(music).rejected}["one.wav"]
+
+
+def test_a_table_is_found_in_any_letter_case(music: Path) -> None:
+    (music / "Captions.CSV").write_text(table_text(".csv"), encoding="utf-8")
+    assert captions_of(catalogue(music)) == CLEAN
+
+
+FILES = [
+    "x/01 Intro.wav",
+    "y/01 Intro.wav",
+    "y/song2.wav",
+    "conv.wav",
+    "A.wav",
+    "a.wav",
+    "e\u0301te.flac",
+    "01. Dawn.mp3",
+]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [("x/01 Intro.wav", "x/01 Intro.wav"),
+     ("./x//01 Intro.wav", "x/01 Intro.wav"),
+     ("C:\\Users\\me\\x\\01 Intro.wav", "x/01 Intro.wav"),
+     ("\\\\nas\\music\\Y\\01 INTRO.WAV", "y/01 Intro.wav"),
+     ("..\\y\\01 intro.mp3", "y/01 Intro.wav"),
+     ("D:\\m\\y\\SONG2.WAV", "y/song2.wav"),
+     ("z/SONG2.flac", "y/song2.wav"),
+     ("/home/me/conv.mp3", "conv.wav"),
+     ("conv", "conv.wav"),
+     (" conv.wav ", "conv.wav"),
+     ("file:///C:/Music/x/01%20Intro.wav", "x/01 Intro.wav"),
+     ("file:/home/me/y/01%20Intro.wav", "y/01 Intro.wav"),
+     ("https://example.org/y/song2.wav?raw=1#top", "y/song2.wav"),
+     ("E:\\A.wav", "A.wav"),
+     ("E:\\a.wav", "a.wav"),
+     ("/mnt/\u00e9te.flac", "e\u0301te.flac"),
+     ("01. dawn", "01. Dawn.mp3"),
+     ("/z/" * 50_000 + "conv.wav", "conv.wav")],
+)  # fmt: skip
+def test_a_path_of_another_machine_means_the_file_with_its_longest_end(wanted: str, found: str) -> None:
+    assert tables.Lookup(Path("/music"), Path("/lists/t.csv"), FILES).find(wanted).path == found
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [("C:\\z\\01 Intro.wav", "two files are called 01 Intro.wav: x/01 Intro.wav, y/01 Intro.wav"),
+     ("intro.wav", "is no audio file of the folder"),
+     ("01", "is no audio file of the folder"),
+     ("A.mp3", "two files are called A.mp3: A.wav, a.wav"),
+     (" ", "has no path"),
+     ("../../etc/passwd", "is no audio file of the folder")],
+)  # fmt: skip
+def test_a_path_that_could_be_two_files_or_none_says_so(wanted: str, reason: str) -> None:
+    found = tables.Lookup(Path("/music"), Path("/lists/t.csv"), FILES).find(wanted)
+    assert found.path == "" and reason in found.reason
+
+
+def test_a_guess_never_takes_a_file_from_the_row_that_names_it(music: Path) -> None:
+    table = music.parent / "t.json"
+    table.write_text(json.dumps({"one.mp3": "guessed", "C:\\ONE.WAV": "nearer", "one.wav": "sure"}))
+    made = catalogue(music, table)
+    assert captions_of(made) == {"one.wav": "sure"}
+    again = [item.path for item in made.rejected if "again" in item.reason]
+    assert again == ["C:\\ONE.WAV", "one.mp3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [("one.txt", "a\0b", "the caption holds a NUL character"),
+     ("one.txt", "x" * 1_200_000, "the caption has 1,200,000 characters"),
+     ("one.json", '{"caption": "\\udc00"}', "the caption holds half a character"),
+     ("one.json", "[" * 50_000, "is not JSON: nested too deeply"),
+     ("one.json", '{"text": "a", "prompt": "b"}', "2 that may be it: text, prompt")],
+)  # fmt: skip
+def test_a_sidecar_that_cannot_be_used_is_told(music: Path, name: str, text: str, reason: str) -> None:
+    (music / name).write_text(text)
+    (music / "sub" / "three.json").write_text('{"description": "drums", "performer": "P"}')
+    made = catalogue(music)
+    assert [(track.path, track.caption, track.artist) for track in made.tracks] == [("sub/three.wav", "drums", "P")]
+    assert reason in {item.path: item.reason for item in made.rejected}["one.wav"]
+
+
+def test_what_a_tag_says_is_bounded_too(music: Path) -> None:
+    tagged = mutagen.flac.FLAC(music / "zwei, ü.flac")
+    tagged["comment"] = "x" * tables.TEXT_LIMIT
+    tagged["title"] = "T"
+    tagged.save()
+    (music / "one.txt").write_text("x" * tables.TEXT_LIMIT)
+    made = catalogue(music)
+    assert [track.path for track in read_manifest(made.folder).tracks] == ["one.wav"], "what is written is read again"
+    assert "its caption has 100,003 characters" in {item.path: item.reason for item in made.rejected}["zwei, ü.flac"]
 
 
 def test_parquet_needs_pyarrow(music: Path) -> None:
@@ -116,7 +232,14 @@ def test_parquet_needs_pyarrow(music: Path) -> None:
      ("e.txt", "x", "no caption table"),
      ("f.csv", "", "no column `path` and `caption`; it has none"),
      ("g.csv", "path|caption\none.wav|a\n", "it has path|caption"),
-     ("h.json", "[" * 5000, "not JSON")],
+     ("h.json", "[" * 5000, "not JSON"),
+     ("i.csv", "path,text,Description\none.wav,a,b\n", "no column `caption`, but 2 that may be it: text, Description"),
+     ("j.csv", "path,caption,artist\none.wav,a,b\none.wav,a,b\0c\n", "line 3: the artist holds a NUL character"),
+     ("k.json", '[{"path": "one.wav", "caption": "a\\u0000b"}]', "row 1: the caption holds a NUL"),
+     ("l.jsonl", '{"path": "one.wav", "caption": "\\ud83d"}', "line 1: the caption holds half a character"),
+     ("m.tsv", "path\tcaption\none.wav\t" + "x" * 1_200_000, "line 2: the caption has 1,200,000 characters"),
+     ("n.json", '[{"path": "one.wav", "caption": {"en": "a"}}]', "row 1: the caption is an object"),
+     ("o.json", '[{"path": ["one.wav", {}], "caption": "a"}]', "row 1: the path is an object")],
 )  # fmt: skip
 def test_a_malformed_table_is_one_sentence(music: Path, name: str, text: str, words: str) -> None:
     table = music.parent / name

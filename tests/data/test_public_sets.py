@@ -156,6 +156,56 @@ def test_what_is_missing_or_malformed_is_one_sentence(tmp_path: Path, name: str)
         assert not (tmp_path / "out.csv").exists()
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["zbY8rHqXe-k", "zbY8rHqXe-k_30", "[zbY8rHqXe-k]-[30-40]", "YzbY8rHqXe-k", "A [Live-in-Rom] song [zbY8rHqXe-k]",
+     "An old download-zbY8rHqXe-k", "zbY8rHqXe-k.f251"],
+)  # fmt: skip
+def test_downloaders_names_of_a_video(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "musiccaps-public.csv", "ytid,start_s,caption", "zbY8rHqXe-k,30,calm", "YzbY8rHqXe-,0,other")
+    tone(tmp_path / f"{name}.wav")
+    convert("musiccaps", tmp_path)
+    (row,) = csv.DictReader((tmp_path / "attribution.csv").open(encoding="utf-8"))
+    assert (row["path"], row["caption"]) == (f"{name}.wav", "calm")
+
+
+def test_clips_in_another_format_are_the_set_s(tmp_path: Path) -> None:
+    esc50(tmp_path)
+    for path in sorted((tmp_path / "audio").iterdir()):
+        path.rename(path.with_suffix(".flac"))
+    assert convert("esc-50", tmp_path).tracks == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "line", "words"),
+    [("fma", "tracks.csv", "3,1,AWOL", "line 7 has 3 cells under 9 columns"),
+     ("fma", "tracks.csv", "3,1,AWOL,AWOL,small,Rock,CC-BY,[,Food", "never closed"),
+     ("fma", "tracks.csv", "3,1,AWOL,AWOL,small,Rock,CC-BY," + "[" * 9999 + ",Food", "not as published"),
+     ("mtg-jamendo", "autotagging.tsv", "track_1\tartist_2", "not enough values"),
+     ("song-describer", "song_describer.csv", '4,b,"open', "line 6 is malformed"),
+     ("esc-50", "esc50.csv", "nodash.wav,1,0,dog,True,1,A", "not as published"),
+     ("musiccaps", "musiccaps-public.csv", "a,b\xff", "is not UTF-8")],
+)  # fmt: skip
+def test_a_row_that_is_not_as_published_is_one_sentence(
+    tmp_path: Path, name: str, file: str, line: str, words: str
+) -> None:
+    EXPECTED[name][0](tmp_path)
+    (table,) = tmp_path.rglob(file)
+    table.write_bytes(table.read_bytes() + line.encode("latin-1") + b"\n")
+    with pytest.raises(DataError, match=words):
+        convert(name, tmp_path)
+    assert not (tmp_path / "attribution.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["fma", "mtg-jamendo", "musiccaps", "song-describer", "esc-50"])
+def test_an_empty_table_is_one_sentence(tmp_path: Path, name: str) -> None:
+    EXPECTED[name][0](tmp_path)
+    for path in [path for suffix in ("csv", "tsv") for path in tmp_path.rglob(f"*.{suffix}")]:
+        path.write_bytes(b"")
+    with pytest.raises(DataError):
+        convert(name, tmp_path)
+
+
 def test_the_command(tmp_path: Path) -> None:
     esc50(tmp_path / "ESC-50")
     command = [sys.executable, "-m", "musicldm_cli", "--json", "data", "convert", "esc-50", "ESC-50", "--out", "t.csv"]
