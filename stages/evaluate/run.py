@@ -101,10 +101,7 @@ def novelty(
     if reader is not None and any(track.split == "test" for track in reader.tracks):
         sets["held_out"] = _sketched(shard_segments(reader, "test", params.audio), params)
     embedded = {name: listen(segments, name.replace("_", " ")) for name, (segments, _) in sets.items()}
-    heard: dict[str, novelty_.Heard] = {}
-    for name, (_, sketches) in sets.items():
-        setting.progress("Compare spectrograms", len(heard), len(sets))
-        heard[name] = novelty_.hear(sketches, training)
+    heard = {name: novelty_.hear(sketches, training, setting.progress) for name, (_, sketches) in sets.items()}
     result, rows = novelty_.novelty(
         embedded["generated"], embedded.get("held_out"), training, params.evaluate, gates, heard
     )
