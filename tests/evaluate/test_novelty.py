@@ -167,7 +167,8 @@ def test_an_index_that_does_not_fit_is_refused_in_a_sentence(index, tmp_path):
     with pytest.raises(DataError, match="another preprocessing"):
         index.check("spectrum 1", "8000 Hz")
     for name, change, said in (
-        ("newer", {"schema": 99}, "has schema 99"),
+        ("newer", {"schema": 99}, "by a newer musicldm .schema 99"),
+        ("older", {"schema": 2}, "by an older musicldm .schema 2"),
         ("other", {"format": "a list"}, "is not a training index"),
         ("short", {"tracks": [["a", 99, 1]]}, "is damaged"),
     ):
