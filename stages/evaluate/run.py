@@ -31,7 +31,8 @@ from stages.store import atomic_file, write_json
 METRICS = "metrics.json"
 PROMPTS = "prompts.csv"
 QUALITY = (
-    "fd", "fd_infinity", "kid", "density", "coverage", "is_softmax", "is_one_split", "kl_softmax", "kl_sigmoid",
+    "fd", "fd_infinity", "kid", "kid_audioldm_eval", "density", "coverage", "is_softmax", "is_one_split", "kl_softmax",
+    "kl_sigmoid",
 )  # fmt: skip
 RELEVANCE = ("text_audio_similarity", "test_set_reference", "retrieval_max_reference")
 MEASURES = ("clap", "musicnn", "mel")  # of planted
@@ -150,8 +151,9 @@ def planted(setting: Setting, others: Path | None, out: Path, per_kind: int) -> 
     parts += [] if others is None else [folder_segments(folder_files(others), params.audio)]
     hidden = planted_.Spool(setting.cache)
     count = planted_.hide(
-        reader, params.audio.clip_samples, chain.from_iterable(parts), per_kind, params.evaluate.seed, hidden
-    )
+        reader, params.audio.clip_samples, chain.from_iterable(parts), per_kind, params.evaluate.seed, hidden,
+        setting.progress,
+    )  # fmt: skip
     result: dict[str, Any] = {"n_innocent": count, "n_planted_per_kind": per_kind, "warnings": []}
     found: dict[str, novelty_.Found] = {}
     sketches: list[spectral.Frames] = []
@@ -166,7 +168,7 @@ def planted(setting: Setting, others: Path | None, out: Path, per_kind: int) -> 
         similarity, rows = index.search(clips.vectors)
         found[measure] = novelty_.Found(similarity, [index.place(int(row))[0] for row in rows])
         result[f"{measure}_backbone"], result["preprocessing"] = clips.backbone, clips.preprocessing
-    found["mel"] = novelty_.hear(sketches, index).found()
+    found["mel"] = novelty_.hear(sketches, index, setting.progress).found()
     result |= {"mel_sketch": spectral.VERSION, "n_training_tracks": index.n_tracks}
     for measure in MEASURES:
         result[measure], result["warnings"] = planted_.recalls(clips.names, found[measure])

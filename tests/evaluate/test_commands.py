@@ -267,7 +267,10 @@ def test_one_clap_has_one_name_and_one_index_wherever_its_copy_lies(call, genera
     assert [(path / "vectors.bin").stat().st_mtime_ns for path in indexes] == written
     assert (tmp_path / "one/metrics.json").read_bytes() == (tmp_path / "two/metrics.json").read_bytes()
     card = json.loads((toy_models / "clap" / CARD).read_text())
-    for change in (lambda c: c["params"]["clap"].update(f_max=7000.0), lambda c: c["files"].pop(next(iter(c["files"])))):
+    for change in (
+        lambda c: c["params"]["clap"].update(f_max=7000.0),
+        lambda c: c["files"].pop(next(iter(c["files"]))),
+    ):
         other = json.loads(json.dumps(card))
         change(other)
         (tmp_path / CARD).write_text(json.dumps(other))
