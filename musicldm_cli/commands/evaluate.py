@@ -61,7 +61,7 @@ def quality(
     layout, folder = session(context).layout, _folder(context, out, "quality")
     with _setting(context, clap, override) as setting:
         result = run.quality(setting, generated or layout.generated, reference, folder)
-    shown = {key: result[key] for key in run.QUALITY}
+    shown = {key: result[key] for key in run.QUALITY if result[key] is not None}
     lines = wording.lines(shown)
     lines += [f"{result['backbone']}; {_set(result, 'generated')}, {_set(result, 'reference')}", *_legend(shown)]
     _show(context, lines, [folder / run.METRICS], result)
@@ -78,7 +78,7 @@ def relevance(
     layout, folder = session(context).layout, _folder(context, out, "relevance")
     with _setting(context, clap, override) as setting:
         result = run.relevance(setting, generated or layout.generated, folder)
-    shown = {key: result[key] for key in run.RELEVANCE}
+    shown = {key: result[key] for key in run.RELEVANCE if result[key] is not None}
     lines = wording.lines(shown) + _against(result, "against_shuffled", "Similarity") + _legend(shown)
     _show(context, lines, [folder / run.METRICS, folder / "prompts.csv"], result)
 
@@ -160,7 +160,8 @@ def index(
             source or setting.shards, setting.clap, setting.params, out, setting.cache, kept, duplicates,
             setting.progress,
         )  # fmt: skip
-    lines = [f"{path}: {figures['n_windows']} windows of {figures['n_tracks']} tracks, {figures['bytes'] / 1e6:.1f} MB"]
+    windows, tracks = (wording.counted(figures[f"n_{noun}s"], noun) for noun in ("window", "track"))
+    lines = [f"{path}: {windows} of {tracks}, {figures['bytes'] / 1e6:.1f} MB"]
     shares = {key: figure for key, figure in figures.items() if key.startswith("duplicates")}
     lines += wording.lines(shares) + _legend(shares)
     session(context).output.result("\n".join(lines), [path], **figures)
@@ -187,7 +188,9 @@ def planted(
     for measure in run.MEASURES:
         rows = result[measure]
         lines.append(f"{measure}: alarm above {rows['alarm_level']:.4f}")
-        lines += wording.lines({key: figure for key, figure in rows.items() if key.startswith("recall")}, "  ")
+        lines += wording.lines(
+            {key: figure for key, figure in rows.items() if key.startswith("recall")}, "  ", "excerpt"
+        )
     lines += _legend(["recall copy"])
     _show(context, lines, [folder / run.METRICS, folder / "planted.csv"], result)
 
@@ -274,7 +277,7 @@ def retrieve(
     folder = out or layout.work / "retrieved"
     with _setting(context, clap, override) as setting:
         count = run.retrieval(setting, prompts or layout.captions / "prompts.csv", folder)
-    session(context).output.result(f"{folder}: {count} clips.", [folder], clips=count)
+    session(context).output.result(f"{folder}: {wording.counted(count, 'clip')}.", [folder], clips=count)
 
 
 @app.command()
@@ -312,7 +315,9 @@ def report(
     path = out or found.layout.report / "report.html"
     shown = write_report(generated or found.layout.generated, found.layout, found.params(override), path, clips)
     size = path.stat().st_size
-    found.output.result(f"{path}: {shown} clips, {size / 1e6:.1f} MB.", [path], clips=shown, bytes=size)
+    found.output.result(
+        f"{path}: {wording.counted(shown, 'clip')}, {size / 1e6:.1f} MB.", [path], clips=shown, bytes=size
+    )
 
 
 @app.command()
@@ -354,14 +359,14 @@ def _against(result: dict[str, Any], key: str, name: str) -> list[str]:
     """A line on true against shuffled pairs, where there is more than one prompt."""
     if (found := result[key]) is None:
         return []
-    return [f"{name}: {found['true']:.3f} with their own of {found['prompts']} prompts, {found['shuffled']:.3f} with "
-            f"others', p = {found['p']:.2g}"]  # fmt: skip
+    return [f"{name}: {found['true']:.3f} with a clip's own prompt, {found['shuffled']:.3f} with another's "
+            f"(p = {found['p']:.2g}, {found['prompts']} prompts)"]  # fmt: skip
 
 
 def _set(result: dict[str, Any], which: str) -> str:
-    """`reference: 50 windows of 4 tracks`."""
+    """`reference n = 50 windows of 4 tracks`."""
     n, tracks = result[f"n_{which}"], result[f"n_{which}_tracks"]
-    return f"{which}: {wording.sample({'n': n, 'trials': tracks})}"
+    return f"{which} n = {wording.sample({'n': n, 'trials': tracks})}"
 
 
 def _legend(keys: Iterable[str]) -> list[str]:

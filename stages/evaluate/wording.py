@@ -4,34 +4,35 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+MANY = 10  # independent cases, from which on an interval's own error is a quarter of its width or less
 DOWN, UP = "↓", "↑"
 MEANINGS = {
-    "fd": ("FD", DOWN, "distance of the clips' embeddings, as a Gaussian, from the real ones; grows as n falls"),
+    "fd": ("FD", DOWN, "Frechet distance from the real clips' embeddings; grows as n falls"),
     "fd_infinity": ("FD-infinity", DOWN, "FD extrapolated to endlessly many clips"),
-    "kid": ("KID, all pairs", DOWN, "kernel distance from the real clips, unbiased; it may fall below 0"),
-    "kid_audioldm_eval": ("KID, audioldm_eval", DOWN, "the same as audioldm_eval prints it, the mean over 100 subsets"),
-    "density": ("density", UP, "in how many real clips' neighbourhoods a clip lies; 1 as dense as real music"),
+    "kid": ("KID, all pairs", DOWN, "unbiased kernel distance from the real clips; may be below 0"),
+    "kid_audioldm_eval": ("KID, audioldm_eval", DOWN, "as audioldm_eval prints it, the mean over 100 subsets"),
+    "density": ("density", UP, "real clips' neighbourhoods that a clip lies in; 1 as dense as real"),
     "coverage": ("coverage", UP, "share of real clips in whose neighbourhood a clip lies"),
-    "is_softmax": ("IS, 10 splits", UP, "how sure and how varied the tags are; the mean over ten parts of the clips"),
+    "is_softmax": ("IS, 10 splits", UP, "how sure and how varied the tags are, the mean over ten parts"),
     "is_one_split": ("IS, one split", UP, "how sure and how varied the tags are, over all clips at once"),
-    "kl_softmax": ("KL softmax", DOWN, "tags of each clip against the real clip of the same name, as one choice"),
+    "kl_softmax": ("KL softmax", DOWN, "tags of each clip against the real clip of its name, as one choice"),
     "kl_sigmoid": ("KL sigmoid", DOWN, "the same, each tag by itself"),
     "text_audio_similarity": ("text-audio similarity", UP, "CLAP cosine of each clip with its prompt, -1 to 1"),
     "test_set_reference": ("test set (reference)", "", "CLAP cosine of real test music with its own captions"),
-    "retrieval_max_reference": ("retrieval max (reference)", "", "CLAP cosine of each prompt with training music"),
-    "within": ("stated tempo", UP, "share of clips within 8% of the tempo that their prompt states"),
-    "within_with_octaves": ("stated tempo, octaves", UP, "the same with half and double the tempo taken for right"),
-    "sim_aa": ("SIM_AA", DOWN, "share of windows whose nearest training window has this CLAP cosine or more"),
+    "retrieval_max_reference": ("retrieval max (reference)", "", "CLAP cosine of each prompt's best training clip"),
+    "within": ("stated tempo", UP, "share of clips within 8% of the tempo their prompt states"),
+    "within_with_octaves": ("stated tempo, octaves", UP, "half and double the tempo are right too"),
+    "sim_aa": ("SIM_AA", DOWN, "share of windows with a training window of this CLAP cosine or more"),
     "sim_mel": ("mel SIM", DOWN, "the same by spectrogram correlation, which tells copies from style"),
     "mean_similarity": ("mean similarity", DOWN, "mean CLAP cosine to the nearest training window"),
     "mean_mel_similarity": ("mean mel similarity", DOWN, "mean spectrogram correlation to the nearest training music"),
-    "duplicates_aa": ("duplicates", DOWN, "share of training windows with one this near in another track, by CLAP"),
+    "duplicates_aa": ("duplicates", DOWN, "share of windows with one this near in another track, by CLAP"),
     "duplicates_mel": ("mel duplicates", DOWN, "the same by spectrogram correlation"),
     "recall": ("recall", UP, "share of these disguised copies above the alarm level"),
     "right track": ("right track", UP, "share of them that also name the track they are from"),
     "accuracy": ("accuracy", UP, "share of clips whose nearest class is their own"),
     "map": ("mAP", UP, "mean of 1 / rank of the true class, ranks up to 10"),
-    "log_mel_l1": ("log-mel L1", DOWN, "mean difference of the log-mels from those of the real clip, in nats"),
+    "log_mel_l1": ("log-mel L1", DOWN, "mean difference of log-mels from those of the real clip, in nats"),
 }
 """By key, or by what comes before its "@" or last word: title, which way is better, and one line of meaning."""
 
@@ -42,7 +43,7 @@ def title(key: str) -> str:
     if base is None:
         return key
     name, arrow, _ = MEANINGS[base]
-    return f"{name}{key[len(base) :]} {arrow}".rstrip()
+    return f"{name}{key[len(base) :].replace('_', ' ')} {arrow}".rstrip()
 
 
 def meaning(key: str) -> str:
@@ -56,8 +57,11 @@ def _base(key: str) -> str | None:
 
 
 def shown(figure: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Value, low and high, to two digits of half the interval's width; where it has none, to three of the value."""
-    return tuple(_rounded(figure[key], (figure["high"] - figure["low"]) / 2) for key in ("value", "low", "high"))  # type: ignore[return-value]
+    """Value, low and high, to as many digits of half the interval's width as it can be trusted to, two, or one of few
+    cases; where it has no width, to three digits of the value."""
+    half, digits = (figure["high"] - figure["low"]) / 2, 2 if figure.get("trials", figure["n"]) >= MANY else 1
+    value, low, high = (_rounded(figure[key], half, digits) for key in ("value", "low", "high"))
+    return value, low, high
 
 
 def plus_minus(value: float, deviation: float) -> str:
@@ -65,10 +69,10 @@ def plus_minus(value: float, deviation: float) -> str:
     return f"{_rounded(value, deviation)} ± {_rounded(deviation, deviation)}"
 
 
-def _rounded(value: float, error: float) -> str:
+def _rounded(value: float, error: float, digits: int = 2) -> str:
     if not error > 0:
         return f"{value:.3g}"
-    text = f"{value:.{max(0, 1 - math.floor(math.log10(error)))}f}"
+    text = f"{value:.{max(0, digits - 1 - math.floor(math.log10(error)))}f}"
     return text if float(text) else text.removeprefix("-")
 
 

@@ -20,7 +20,13 @@ from stages.evaluate.run import QUALITY, RELEVANCE
     ],
 )
 def test_figures_have_two_digits_of_half_their_interval(value, low, high, text):
-    assert wording.shown(figure(value, low, high, 4)) == text
+    assert wording.shown(figure(value, low, high, 40)) == text
+
+
+def test_the_interval_of_few_cases_is_itself_uncertain_and_shown_with_one_digit():
+    assert wording.shown(figure(0.3124, 0.2511, 0.3737, 4)) == ("0.31", "0.25", "0.37")
+    assert wording.shown(figure(0.3124, 0.2511, 0.3737, 50, 4)) == ("0.31", "0.25", "0.37")
+    assert wording.shown(figure(0.3124, 0.2511, 0.3737, 50)) == ("0.312", "0.251", "0.374")
 
 
 def test_windows_are_told_from_the_tracks_they_are_of():
@@ -38,17 +44,20 @@ def test_every_figure_has_a_title_with_its_direction_and_one_short_line_of_meani
         assert wording.title(key) != key
         (line,) = wording.legend([key])
         assert wording.meaning(key) in line
-        assert len(line) < 110
+        assert len(line) <= 80
     assert wording.title("sim_aa@0.9") == "SIM_AA@0.9 ↓"
     assert wording.title("is_softmax").endswith("↑")
     assert wording.title("test_set_reference") == "test set (reference)"  # neither way is better
+    assert wording.title("recall pitch_1_semitone") == "recall pitch 1 semitone ↑"
     assert (wording.title("generated / vocoder"), wording.legend(["griffin_lim"])) == ("generated / vocoder", [])
     assert len(wording.legend(["sim_aa@0.9", "sim_aa@0.95"])) == 1
 
 
 def test_rows_stand_in_columns_and_fit_a_terminal():
-    rows = wording.lines({"fd": figure(26.67, 22, 32, 50, 4), "kid": None, "text_audio_similarity": figure(0.3, 0.2, 0.4, 9)})
+    rows = wording.lines(
+        {"fd": figure(26.67, 22, 32, 50, 4), "kid": None, "text_audio_similarity": figure(0.3, 0.2, 0.4, 9)}
+    )
     assert rows == [
-        "FD ↓                     26.7  [22.0, 32.0]  n = 50 windows of 4 tracks",
-        "text-audio similarity ↑  0.30  [0.20, 0.40]  n = 9",
+        "FD ↓                      27  [22, 32]    n = 50 windows of 4 tracks",
+        "text-audio similarity ↑  0.3  [0.2, 0.4]  n = 9",
     ]
