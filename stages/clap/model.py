@@ -23,7 +23,7 @@ from stages.params import Params
 from stages.store import model_card, model_digest, model_params
 
 TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"
-FRONT_END = {
+FRONT_END: dict[str, bool | set[str]] = {
     "sample_rate": True, "n_fft": True, "hop_length": True, "n_mels": True, "f_min": True, "f_max": True,
     "window_seconds": True, "text": {"max_tokens"},
 }  # fmt: skip

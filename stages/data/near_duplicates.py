@@ -170,7 +170,7 @@ def _candidates(sketches: Sequence[Sketch], progress: Progress) -> NDArray[np.in
     count = min(NEIGHBOURS + 1, len(vectors))  # most are their own nearest
 
     def nearest(rows: NDArray[np.float32]) -> NDArray[np.int64]:
-        return np.argpartition(rows @ vectors.T, -count, axis=1)[:, -count:]
+        return np.argpartition(rows @ vectors.T, -count, axis=1)[:, -count:].copy()  # a view would keep all columns
 
     near = _in_blocks(nearest, vectors, BLOCK_TRACKS, "Look for similar tracks", progress)
     pairs = np.sort(np.stack([np.repeat(np.arange(len(near)), count), near.ravel()], axis=1), axis=1)
