@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from stages.errors import DataError
 from stages.evaluate.intervals import mean_figure
-from stages.evaluate.wording import shown
 
 SCALES = ("quality", "relevance", "musicality")  # in the order of the paper's table 2
 LOWEST, HIGHEST = 1, 5
@@ -133,7 +132,7 @@ def table(result: dict[str, Any]) -> dict[str, str]:
     """The right of the paper's table 2 as Markdown, CSV (with intervals) and LaTeX, by file suffix."""
     means = result["means"]
     models = list(dict.fromkeys(model for scale in SCALES for model in means[scale]))
-    cells = {m: [shown(means[s][m])[0] if m in means[s] else "—" for s in SCALES] for m in models}
+    cells = {m: [f"{means[s][m]['value']:.2f}" if m in means[s] else "—" for s in SCALES] for m in models}
     titles = [scale.capitalize() for scale in SCALES]
     markdown = [f"| Model | {' | '.join(t + ' ↑' for t in titles)} |", "|-|" + "-:|" * len(SCALES)]
     markdown += [f"| {_markdown(m)} | {' | '.join(row)} |" for m, row in cells.items()]

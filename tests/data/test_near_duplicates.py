@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from stages.data import near_duplicates
 from stages.data.collect import make_manifest
 from stages.data.manifest import read_manifest
 from stages.data.near_duplicates import Sketch, Sketcher, find_pairs, similarity
+from stages.progress import silent
 
 DEMO = sorted((Path(__file__).parents[2] / "data" / "demo").glob("*.ogg"))
 THRESHOLD = params.Manifest().near_duplicate or 0.0
@@ -115,6 +117,16 @@ def test_many_pairs_at_once_are_those_compared_one_by_one(monkeypatch: pytest.Mo
     assert {(pair.first, pair.second) for pair in found} == {pair for pair, alike in wanted.items() if alike > -0.99}
     assert [pair.similarity for pair in found] == pytest.approx([wanted[p.first, p.second] for p in found], abs=1e-9)
     assert [(pair.first, pair.second) for pair in find_pairs(sketches, 0.9)] == [(0, 8), (3, 10), (7, 9)]
+
+
+def test_memory_does_not_grow_with_the_square_of_the_collection() -> None:
+    draw = np.random.default_rng(4)
+    sketches = [draw.integers(-60, 60, (20, 24)).astype(np.int8) for _ in range(2000)]
+    tracemalloc.start()
+    near_duplicates._candidates(sketches, silent)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6  # an index for each product of 2,000 with 2,000 is 32 MB
 
 
 def test_what_is_short_silent_or_steady_is_not_compared() -> None:

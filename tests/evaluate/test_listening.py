@@ -83,7 +83,7 @@ def test_means_pairs_and_table():
 def test_names_with_special_characters_and_missing_cells():
     rows = [Rating("a", "i", "x_1 & 50%|", "quality", 3), Rating("b", "i", "x_1 & 50%|", "quality", 4)]
     texts = table(analyse(rows, ["x_1 & 50%|"], 20, 0))
-    assert r"x\_1 \& 50\%| & 3.5 & — & —" in texts["tex"]
+    assert r"x\_1 \& 50\%| & 3.50 & — & —" in texts["tex"]
     assert r"| x_1 & 50%\| | 3.50 | — | — |" in texts["md"]
 
 
