@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -265,6 +265,27 @@ def sound(folder: Path, tracks: int, count: int, cores: set[int]) -> dict[str, f
     return figures | reading(shards(folder), count, cores)
 
 
+def near_duplicates(sizes: Sequence[int] = (1_000, 10_000, 100_000)) -> dict[str, float]:
+    """Seconds, on all cores, to find the copies among so many synthetic sketches of a minute; every tenth is one."""
+    from stages.data.near_duplicates import BANDS, RATE, SECONDS, find_pairs
+
+    draw, figures = np.random.default_rng(0), {}
+    steps = draw.normal(0, 6, (max(sizes), 3, BANDS)).astype(np.float32)
+    wave = np.sin(np.arange(SECONDS * RATE)[:, None] * np.array([0.05, 0.11, 0.31]))
+    for size in sizes:
+        noisy = (3 * wave @ steps[i] + draw.normal(0, 12, (len(wave), BANDS)) for i in range(size))
+        sketches = [np.clip(levels, -128, 127).astype(np.int8) for levels in noisy]
+        for i in range(9, size, 10):
+            sketches[i] = sketches[i - 5][8:]  # two seconds later
+        start = time.perf_counter()
+        found = find_pairs(sketches, 0.75)
+        figures[f"near duplicates of {size} tracks, seconds"] = time.perf_counter() - start
+        hit = len({(i - 5, i) for i in range(9, size, 10)} & {(pair.first, pair.second) for pair in found})
+        print(f"  near duplicates of {size:7} tracks: {time.perf_counter() - start:6.1f} s; "
+              f"{hit} of {size // 10} copies found")  # fmt: skip
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -281,6 +302,7 @@ def main() -> None:
         folder = Path(name)
         figures = {} if options.only else sound(folder, options.tracks, options.rounds, cores)
         figures |= growth(folder)
+    figures |= near_duplicates()
     print(f"load {os.getloadavg()[0]:.1f} after")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")

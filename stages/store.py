@@ -402,10 +402,12 @@ def verify_model(path: Path) -> list[str]:
     return problems
 
 
-def model_digest(path: Path) -> str:
-    """Twelve hex digits that name a model folder's weights and configs (from its seal)."""
+def model_digest(path: Path, parts: tuple[str, ...] = ()) -> str:
+    """Twelve hex digits that name a model folder's weights and configs (from its seal), or those of some `parts`
+    of it, folders in it: copies of a part have one name, whatever lies beside them."""
     files = model_card(path)["files"]
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
+    chosen = {name: seal for name, seal in files.items() if not parts or Path(name).parts[0] in parts}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _free(path: Path) -> int:

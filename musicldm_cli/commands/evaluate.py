@@ -12,6 +12,7 @@ import typer
 
 from musicldm_cli.commands import listen
 from musicldm_cli.session import session
+from stages.evaluate import wording
 
 if TYPE_CHECKING:
     from stages.evaluate.setting import Setting
@@ -60,8 +61,9 @@ def quality(
     layout, folder = session(context).layout, _folder(context, out, "quality")
     with _setting(context, clap, override) as setting:
         result = run.quality(setting, generated or layout.generated, reference, folder)
-    lines = _lines(result, run.QUALITY)
-    lines.append(f"backbone {result['backbone']}; {result['n_generated']} generated, {result['n_reference']} real")
+    shown = {key: result[key] for key in run.QUALITY if result[key] is not None}
+    lines = wording.lines(shown)
+    lines += [f"{result['backbone']}; {_set(result, 'generated')}, {_set(result, 'reference')}", *_legend(shown)]
     _show(context, lines, [folder / run.METRICS], result)
 
 
@@ -76,7 +78,8 @@ def relevance(
     layout, folder = session(context).layout, _folder(context, out, "relevance")
     with _setting(context, clap, override) as setting:
         result = run.relevance(setting, generated or layout.generated, folder)
-    lines = _lines(result, run.RELEVANCE) + _against(result, "against_shuffled")
+    shown = {key: result[key] for key in run.RELEVANCE if result[key] is not None}
+    lines = wording.lines(shown) + _against(result, "against_shuffled", "Similarity") + _legend(shown)
     _show(context, lines, [folder / run.METRICS, folder / "prompts.csv"], result)
 
 
@@ -91,8 +94,11 @@ def rhythm(
     layout, folder = session(context).layout, _folder(context, out, "rhythm")
     with _setting(context, None, override) as setting:
         result = rhythm_of(setting, generated or layout.generated, folder)
-    lines = _lines(result, ("within", "within_with_octaves"))
-    lines += _against(result, "within_against_shuffled") + _against(result, "within_with_octaves_against_shuffled")
+    shown = {key: result[key] for key in ("within", "within_with_octaves")}
+    lines = wording.lines(shown)
+    for key in shown:
+        lines += _against(result, f"{key}_against_shuffled", wording.title(key))
+    lines += _legend(shown)
     session(context).output.result("\n".join([*lines, str(folder / METRICS)]), [folder / METRICS], **result)
 
 
@@ -122,8 +128,10 @@ def novelty(
     gates = [parse_gate(text) for text in fail_over or []]
     with _setting(context, clap, override) as setting:
         result = run.novelty(setting, generated or layout.generated, index, folder, gates)
-    sets = {which: result[which] or {} for which in ("generated", "held_out")}
-    lines = [line for which, figures in sets.items() for line in _lines(figures, figures, f"{which} ")]
+    lines = ["generated clips", *wording.lines(result["generated"], "  ")]
+    if result["held_out"] is not None:
+        lines += ["real music that was not trained on", *wording.lines(result["held_out"], "  ")]
+    lines += _legend(result["generated"])
     _show(context, lines, [folder / run.METRICS, folder / "nearest.csv"], result)
 
 
@@ -152,8 +160,10 @@ def index(
             source or setting.shards, setting.clap, setting.params, out, setting.cache, kept, duplicates,
             setting.progress,
         )  # fmt: skip
-    lines = [f"{path}: {figures['n_windows']} windows of {figures['n_tracks']} tracks, {figures['bytes'] / 1e6:.1f} MB"]
-    lines += _lines(figures, [key for key in figures if key.startswith("duplicates")])
+    windows, tracks = (wording.counted(figures[f"n_{noun}s"], noun) for noun in ("window", "track"))
+    lines = [f"{path}: {windows} of {tracks}, {figures['bytes'] / 1e6:.1f} MB"]
+    shares = {key: figure for key, figure in figures.items() if key.startswith("duplicates")}
+    lines += wording.lines(shares) + _legend(shares)
     session(context).output.result("\n".join(lines), [path], **figures)
 
 
@@ -178,7 +188,10 @@ def planted(
     for measure in run.MEASURES:
         rows = result[measure]
         lines.append(f"{measure}: alarm above {rows['alarm_level']:.4f}")
-        lines += _lines(rows, [key for key in rows if key.startswith("recall")], "  ")
+        lines += wording.lines(
+            {key: figure for key, figure in rows.items() if key.startswith("recall")}, "  ", "excerpt"
+        )
+    lines += _legend(["recall copy"])
     _show(context, lines, [folder / run.METRICS, folder / "planted.csv"], result)
 
 
@@ -213,9 +226,11 @@ def joints(
     with _setting(context, None, override) as setting:
         result = measure(setting, vae, vocoder, made, split, clips, folder)
     lines = [f"{result['backbone']}; {result['n_real']} real clips of {result['n_real_tracks']} tracks, {split} split"]
-    for figure, unit in (("fd", "FD"), ("fd_infinity", "FD-infinity"), ("log_mel_l1", "log-mel L1")):
-        lines += [unit, *_lines({name: found[figure] for name, found in result["sets"].items()}, result["sets"], "  ")]
-    lines += ["Ratios of FD", *_lines(result["ratios"], result["ratios"], "  ")]
+    keys = ["fd", "fd_infinity", "log_mel_l1"]
+    for key in keys:
+        rows = {name: found[key] for name, found in result["sets"].items()}
+        lines += [wording.title(key), *wording.lines(rows, "  ")]
+    lines += ["Ratios of FD", *wording.lines(result["ratios"], "  "), *_legend(keys)]
     _show(context, lines, [folder / "metrics.json"], result)
 
 
@@ -238,8 +253,10 @@ def zeroshot(
     with _setting(context, clap, override) as setting:
         result = run.zeroshot(setting, folder, benchmark, target)
     lines = [f"{result['benchmark']}, {result['n_classes']} classes, {result['backbone']}"]
-    lines += _lines(result, ("accuracy", "map@10"))
-    lines += [f"fold {name:26} {value:9.4f}" for name, value in result.get("fold_accuracy", {}).items()]
+    shown = {key: result[key] for key in ("accuracy", "map@10")}
+    lines += wording.lines(shown)
+    lines += [f"fold {name}: {value:.1%}" for name, value in result.get("fold_accuracy", {}).items()]
+    lines += _legend(shown)
     _show(context, lines, [target / run.METRICS, target / "clips.csv"], result)
 
 
@@ -260,7 +277,7 @@ def retrieve(
     folder = out or layout.work / "retrieved"
     with _setting(context, clap, override) as setting:
         count = run.retrieval(setting, prompts or layout.captions / "prompts.csv", folder)
-    session(context).output.result(f"{folder}: {count} clips.", [folder], clips=count)
+    session(context).output.result(f"{folder}: {wording.counted(count, 'clip')}.", [folder], clips=count)
 
 
 @app.command()
@@ -298,7 +315,9 @@ def report(
     path = out or found.layout.report / "report.html"
     shown = write_report(generated or found.layout.generated, found.layout, found.params(override), path, clips)
     size = path.stat().st_size
-    found.output.result(f"{path}: {shown} clips, {size / 1e6:.1f} MB.", [path], clips=shown, bytes=size)
+    found.output.result(
+        f"{path}: {wording.counted(shown, 'clip')}, {size / 1e6:.1f} MB.", [path], clips=shown, bytes=size
+    )
 
 
 @app.command()
@@ -337,21 +356,22 @@ def _folder(context: typer.Context, out: Path | None, name: str) -> Path:
     return out or session(context).layout.metrics / name
 
 
-def _lines(figures: dict[str, Any], keys: Iterable[str], prefix: str = "") -> list[str]:
-    """A line for each figure that there is: its value, its 95% interval and its N."""
-    return [
-        f"{prefix + key:32} {f['value']:9.4f}   [{f['low']:.4f}, {f['high']:.4f}]   n = {f['n']}"
-        for key in keys
-        if (f := figures[key]) is not None
-    ]
-
-
-def _against(result: dict[str, Any], key: str) -> list[str]:
+def _against(result: dict[str, Any], key: str, name: str) -> list[str]:
     """A line on true against shuffled pairs, where there is more than one prompt."""
     if (found := result[key]) is None:
         return []
-    return [f"{key:32} {found['true']:9.4f} against {found['shuffled']:.4f}, p = {found['p']:.4g}, "
-            f"{found['prompts']} prompts"]  # fmt: skip
+    return [f"{name}: {found['true']:.3f} with a clip's own prompt, {found['shuffled']:.3f} with another's "
+            f"(p = {found['p']:.2g}, {found['prompts']} prompts)"]  # fmt: skip
+
+
+def _set(result: dict[str, Any], which: str) -> str:
+    """`reference n = 50 windows of 4 tracks`."""
+    n, tracks = result[f"n_{which}"], result[f"n_{which}_tracks"]
+    return f"{which} n = {wording.sample({'n': n, 'trials': tracks})}"
+
+
+def _legend(keys: Iterable[str]) -> list[str]:
+    return ["", *wording.legend(keys), ""]
 
 
 def _show(context: typer.Context, lines: list[str], paths: list[Path], result: dict[str, Any]) -> None:

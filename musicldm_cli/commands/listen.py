@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from musicldm_cli.session import session
+from stages.evaluate import wording
 
 app = typer.Typer(no_args_is_help=True, help="Hold a blind listening test in the browser.")
 
@@ -43,7 +44,8 @@ def serve(
     with found.output.progress() as progress:
         store, left_out = open_survey(folders, groups, seconds, seed, out, progress)
     if left_out:
-        found.output.say(f"{len(left_out)} clip(s) are not in every folder and were left out: {left_out[0]} ...")
+        clips = wording.counted(len(left_out), "clip")
+        found.output.say(f"Left out, since not in every folder: {clips}, {left_out[0]} among them.")
     length = store.clip_seconds()
     if length < seconds:
         found.output.say(f"All clips are cut to {length:.2f} s, the length of the shortest.")
@@ -54,8 +56,9 @@ def serve(
     counts = store.counts()
     store.close()
     found.output.result(
-        "{began} participants began, {finished} finished; {answers} answers.".format(**counts), [out], **counts
-    )
+        f"{wording.counted(counts['began'], 'participant')} began, {counts['finished']} finished; "
+        f"{wording.counted(counts['answers'], 'answer')}.", [out], **counts
+    )  # fmt: skip
 
 
 @app.command()
@@ -78,17 +81,21 @@ def report(context: typer.Context, survey: Survey = None, override: Override = N
         write_text(path, text)
     lines = [tables["md"]]
     for scale, means in result["means"].items():
-        shown = ", ".join(f"{m} {f['value']:.2f} ({f['low']:.2f} to {f['high']:.2f})" for m, f in means.items())
-        lines.append(f"{scale:12} mean (95%): {shown}")
+        lines += [
+            f"{scale}, mean of 1 to 5 with its 95% interval over raters",
+            *wording.lines(means, "  ", "rating", "rater"),
+        ]
     lines += [
-        f"{pair['scale']:12} {pair['first']} - {pair['second']}: {pair['difference']:+.2f}, "
-        f"p = {pair['p_holm']:.4f} (Holm), {pair['n_raters']} raters"
+        f"{pair['scale']}, {pair['first']} - {pair['second']}: {pair['difference']:+.2f}, "
+        f"p = {pair['p_holm']:.2g} (Holm), {wording.counted(pair['n_raters'], 'rater')}"
         for pair in result["pairs"]
     ]
     for scale, agreement in result["agreement"].items():
         alpha = agreement["krippendorff_alpha_ordinal"]
-        lines.append(f"{scale:12} agreement, Krippendorff's alpha: {'none' if alpha is None else f'{alpha:.3f}'}")
-    lines.append("{began} participants began, {finished} finished.".format(**counts))
+        lines.append(
+            f"{scale}, agreement (Krippendorff's alpha, 1 is full): {'none' if alpha is None else f'{alpha:.2f}'}"
+        )
+    lines.append(f"{wording.counted(counts['began'], 'participant')} began, {counts['finished']} finished.")
     found.output.result("\n".join([*lines, *map(str, paths)]), paths, **result)
 
 
@@ -108,5 +115,5 @@ def export(
     paths = [folder / "answers.csv", folder / "answers.json"]
     write_text(paths[0], as_csv(rows))
     write_json(paths[1], rows)
-    text = f"{len(rows)} answers\n" + "\n".join(map(str, paths))
+    text = f"{wording.counted(len(rows), 'answer')}\n" + "\n".join(map(str, paths))
     found.output.result(text, paths, answers=len(rows))

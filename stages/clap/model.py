@@ -4,6 +4,7 @@ waveform (B, L) -> windows (B * n, W) -> dB mel (B * n, T, F) -> HTSAT -> (B * n
 captions [B]    -> tokens (B, <= max_tokens)                  -> RoBERTa                     -> (B, D)
 """
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from stages.audio.mel import clap_mel
 from stages.errors import DataError, ModelError
 from stages.params import Params
 from stages.pretrained import TOKENIZER_FILES, fetch, load_tokenizer, model_config, network_of, read_weights
-from stages.store import model_params
+from stages.store import model_card, model_digest, model_params
 from stages.tensors import misfit
 
 TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"
@@ -29,6 +30,10 @@ REMEDY = (
     "Give a folder of `musicldm train clap`, a transformers CLAP folder, or a hub id, and set the clap section to its "
     "sizes."
 )
+FRONT_END: dict[str, bool | set[str]] = {
+    "sample_rate": True, "n_fft": True, "hop_length": True, "n_mels": True, "f_min": True, "f_max": True,
+    "window_seconds": True, "text": {"max_tokens"},
+}  # fmt: skip
 ROBERTA_POSITIONS = 514  # as in every public RoBERTa, so that public weights fit
 ROBERTA_PAD = 1
 
@@ -181,6 +186,15 @@ def load_clap(folder: Path) -> Clap:
     """The CLAP of a trained `clap` or `ldm` folder, in eval mode. Raises ModelError."""
     params = model_params(folder)
     return Clap(params, *_read(params, folder / TEXT_ENCODER, folder / TOKENIZER)).eval()
+
+
+def clap_digest(folder: Path) -> str:
+    """Hex digits that name the CLAP of a `clap` or `ldm` folder by its tensors, configs, tokenizer and mel front-end:
+    one name wherever a copy of it lies. Raises ModelError."""
+    if not any(name.startswith(f"{TEXT_ENCODER}/") for name in model_card(folder)["files"]):
+        raise ModelError(f"{folder} holds no CLAP.", "Give a `clap` or `ldm` folder.")
+    front = model_params(folder).clap.model_dump_json(include=FRONT_END)
+    return hashlib.sha256(f"{model_digest(folder, (TEXT_ENCODER, TOKENIZER))} {front}".encode()).hexdigest()[:12]
 
 
 def load_pretrained(params: Params, source: str) -> Clap:

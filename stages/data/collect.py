@@ -111,7 +111,7 @@ def make_manifest(
             f"None of the {len(paths)} audio file(s) below {source} can be used.{first}",
             "Every file needs readable audio and a caption; name a table with --captions FILE.",
         )
-    duplicates = _duplicates(scanned, settings.near_duplicate)
+    duplicates = _duplicates(scanned, settings.near_duplicate, progress)
     used = {scan.path: texts[scan.path] for scan in scanned}
     division = splits.divide_tracks(used, [(item.path, item.copy_of) for item in duplicates], settings)
     tracks = _tracks(scanned, texts, division.split_of, duplicates)
@@ -269,7 +269,7 @@ def _reason(path: Path, error: MusicldmError) -> str:
     return f"{error.message.removeprefix(str(path))} {error.remedy}".strip()
 
 
-def _duplicates(scanned: list[_Scan], threshold: float | None) -> list[Duplicate]:
+def _duplicates(scanned: list[_Scan], threshold: float | None, progress: Progress) -> list[Duplicate]:
     """Files of equal samples, and those whose sketches correlate by `threshold` (None: not compared)."""
     first: dict[str, str] = {}
     for scan in scanned:
@@ -278,7 +278,7 @@ def _duplicates(scanned: list[_Scan], threshold: float | None) -> list[Duplicate
     if threshold is None:
         return equal
     different = [scan for scan in scanned if first[scan.sha256] == scan.path]
-    pairs = find_pairs([scan.sketch for scan in different], threshold)
+    pairs = find_pairs([scan.sketch for scan in different], threshold, progress)
     near = [Duplicate(different[p.second].path, different[p.first].path, round(p.similarity, 3)) for p in pairs]
     return equal + near
 

@@ -14,7 +14,6 @@ from torchaudio.functional import resample
 from stages.errors import ModelError
 from stages.evaluate.weights import fetch_weights, file_digest
 from stages.params import Params
-from stages.store import model_digest
 
 TAG_EPSILON = 1e-9  # probabilities this near to 0 or 1 have no finite logit in float32
 
@@ -32,6 +31,13 @@ class Backbone(Protocol):
     def __call__(self, waveform: Tensor) -> tuple[Tensor, Tensor | None]: ...
 
 
+def clap_name(folder: Path) -> str:
+    """What the CLAP of a `clap` or `ldm` folder is called in figures, caches and indexes. Raises ModelError."""
+    from stages.clap.model import clap_digest
+
+    return f"clap {clap_digest(folder)}"
+
+
 class ClapBackbone:
     """The audio tower of a trained CLAP folder (or of the CLAP inside an `ldm` folder)."""
 
@@ -43,7 +49,7 @@ class ClapBackbone:
         if not folder.is_dir():
             raise ModelError(f"There is no model folder {folder}.", "Make it with: dvc repro, or: musicldm train clap")
         self.clap, self.sample_rate = load_clap(folder), sample_rate
-        self.name = f"clap {model_digest(folder)}"
+        self.name = clap_name(folder)
 
     @torch.no_grad()
     def __call__(self, waveform: Tensor) -> tuple[Tensor, None]:

@@ -49,7 +49,7 @@ def duplicates(
     rows.sort(key=lambda row: -float(row["mel_similarity"]))
     columns = {"aa": "similarity", "mel": "mel_similarity"}
     shares = {
-        f"duplicates_{measure}@{t:g}": share_figure(sum(row[column] >= t for row in rows), len(rows))
+        f"duplicates_{measure}@{t:g}": share_figure(sum(row[column] >= t for row in rows), len(rows), index.n_tracks)
         for measure, column in columns.items()
         for t in settings.thresholds
     }

@@ -6,6 +6,7 @@ from its start, its tail dropped; shorter audio is padded with silence), mean re
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -203,11 +204,13 @@ def embed(
     mute: set[str] = set()
     vectors: list[NDArray[np.float32]] = []
     logits: list[NDArray[np.float64]] = []
+    sounds: dict[str, bytes] = {}
     for batch in embed_stream(segments, backbone, audio, what, cache, progress):
         for segment, entry, is_mute in batch:
             names += [segment.name] * len(entry.vectors)
             starts += [segment.start_seconds + patch * backbone.patch_seconds for patch in range(len(entry.vectors))]
             rates.add(segment.source_rate)
+            sounds[segment.name] = sounds.get(segment.name, b"") + sha256(entry.vectors.tobytes()).digest()
             vectors.append(entry.vectors)
             logits += [] if entry.logits is None else [entry.logits]
             mute |= {segment.name} if is_mute else set()
@@ -217,14 +220,23 @@ def embed(
         raise DataError(f"All {len(mute)} clips of the set `{what}` are silent.", "Train the model longer.")
     return Embedded(
         names, np.asarray(starts), np.concatenate(vectors).astype(np.float64), np.stack(logits) if logits else None,
-        backbone.name, preprocessing(audio, backbone), sorted(rates), _warnings(what, rates, mute, names),
+        backbone.name, preprocessing(audio, backbone), sorted(rates),
+        _warnings(what, rates, mute, sounds),
     )  # fmt: skip
 
 
-def _warnings(what: str, rates: set[int], mute: set[str], names: list[str]) -> list[str]:
+def _warnings(what: str, rates: set[int], mute: set[str], sounds: dict[str, bytes]) -> list[str]:
+    """`sounds` are digests of the embeddings, by name: equal where nothing but the level differs."""
     found = []
     if len(rates) > 1:
         found.append(f"The set `{what}` mixes sample rates ({', '.join(f'{rate} Hz' for rate in sorted(rates))}).")
     if mute:
-        found.append(f"{len(mute)} of {len(set(names))} in the set `{what}` have silent windows: {sorted(mute)[0]} ...")
+        found.append(f"{len(mute)} of {len(sounds)} in the set `{what}` have silent windows: {sorted(mute)[0]} ...")
+    first: dict[bytes, str] = {}
+    copies = [(name, first.setdefault(sound, name)) for name, sound in sounds.items() if name not in mute]
+    copies = [(name, of) for name, of in copies if name != of]
+    if copies:
+        name, of = copies[0]
+        found.append(f"{len(copies)} of {len(sounds)} in the set `{what}` sound exactly like another one: {name} like "
+                     f"{of}. They count as different clips.")  # fmt: skip
     return found

@@ -26,7 +26,7 @@ from stages.params import Audio
 from stages.progress import Progress, silent
 from stages.store import atomic_folder, read_json
 
-SCHEMA = 2
+SCHEMA = 3  # since 3 a CLAP is named by its own content
 INDEX = "index.json"
 FORMAT = "musicldm training index"
 Kept = Literal["float32", "float16"]
@@ -88,16 +88,15 @@ class TrainingIndex:
     """An index folder, memory-mapped. Raises DataError when it is missing, cut short, or of a newer version."""
 
     def __init__(self, path: Path) -> None:
-        again = "Build it again: musicldm eval index"
+        again = f"Build it again: musicldm eval index --out {path}"
         header = read_json(path / INDEX, again)
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise DataError(f"{path / INDEX} is not a training index.", again)
         schema = header.get("schema")
         if schema != SCHEMA:
-            newer = isinstance(schema, int) and schema > SCHEMA
+            age = "a newer" if isinstance(schema, int) and schema > SCHEMA else "an older"
             raise DataError(
-                f"{path} has schema {schema}; this version reads {SCHEMA}.",
-                again.replace("Build", "Update musicldm, or build") if newer else again,
+                f"The index {path} was written by {age} musicldm (schema {schema}; this one reads {SCHEMA}).", again
             )
         self.path = path
         try:
@@ -132,7 +131,7 @@ class TrainingIndex:
                 raise DataError(
                     f"The index {self.path} was made with another {what} ({mine}) than this evaluation's ({other}); "
                     "their similarities cannot be compared.",
-                    "Build it again: musicldm eval index",
+                    f"Build it again: musicldm eval index --out {self.path}",
                 )
 
     def place(self, row: int) -> tuple[str, float]:

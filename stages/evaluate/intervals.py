@@ -29,21 +29,26 @@ def mean_figure(values: Array, groups: Sequence[str], bootstrap: int, seed: int)
     generator, draw = np.random.default_rng(seed), resampler(groups)
     means = [float(values[draw(generator)].mean()) for _ in range(bootstrap)]
     low, high = np.quantile(means, [0.025, 0.975])
-    return figure(float(values.mean()), float(low), float(high), len(values))
+    return figure(float(values.mean()), float(low), float(high), len(values), len(set(groups)))
 
 
-def distance_figure(value: float, replicates: Sequence[float], n: int) -> dict[str, Any]:
-    """A distance with value -+ 1.96 bootstrap standard errors.
+def distance_figure(value: float, replicates: Sequence[float], n: int, trials: int | None = None) -> dict[str, Any]:
+    """A distance with value -+ 1.96 bootstrap standard errors; n and trials as in `figure`.
 
     Not the percentiles: a resampled set holds clips twice, which moves every distance between distributions
     upwards, so that the percentile interval need not even hold the value.
     """
     error = Z_95 * float(np.std(np.asarray(replicates), ddof=1)) if len(replicates) > 1 else 0.0
-    return figure(value, value - error, value + error, n)
+    return figure(value, value - error, value + error, n, trials)
 
 
 def ratio_figure(
-    above: float, below: float, draws_above: Sequence[float], draws_below: Sequence[float], n: int
+    above: float,
+    below: float,
+    draws_above: Sequence[float],
+    draws_below: Sequence[float],
+    n: int,
+    trials: int | None = None,
 ) -> dict[str, Any] | None:
     """above / below, times and over exp of 1.96 bootstrap standard errors of its logarithm.
 
@@ -53,19 +58,21 @@ def ratio_figure(
         return None
     logs = np.log(draws_above) - np.log(draws_below)
     factor = math.exp(Z_95 * float(np.std(logs, ddof=1))) if len(logs) > 1 else 1.0
-    return figure(above / below, above / below / factor, above / below * factor, n)
+    return figure(above / below, above / below / factor, above / below * factor, n, trials)
 
 
 def share_figure(hits: int, n: int, trials: int | None = None) -> dict[str, Any]:
     """hits / n with Wilson's score interval, which is honest at 0 and 1 (Wilson 1927).
 
-    `trials` is how many of the n are independent, where not all are: the tracks they are windows of.
+    `trials` as in `figure`.
     """
     p, m, z2 = hits / n, trials or n, Z_95**2
     centre = (p + z2 / (2 * m)) / (1 + z2 / m)
     half = Z_95 * math.sqrt(p * (1 - p) / m + z2 / (4 * m * m)) / (1 + z2 / m)
-    return figure(p, max(0.0, centre - half), min(1.0, centre + half), n)
+    return figure(p, max(0.0, centre - half), min(1.0, centre + half), n, trials)
 
 
-def figure(value: float, low: float, high: float, n: int) -> dict[str, Any]:
-    return {"value": value, "low": low, "high": high, "n": n}
+def figure(value: float, low: float, high: float, n: int, trials: int | None = None) -> dict[str, Any]:
+    """A value with its 95% interval. `trials` is how many of the n cases are independent of each other, where not all
+    are: the tracks they are windows of."""
+    return {"value": value, "low": low, "high": high, "n": n, "trials": trials or n}

@@ -31,7 +31,7 @@ from stages.evaluate.embeddings import (
     shard_segments,
 )
 from stages.evaluate.intervals import Rows, distance_figure, mean_figure, ratio_figure, resampler
-from stages.evaluate.quality import frechet_distance, limit_figure
+from stages.evaluate.quality import fewest, frechet_distance, limit_figure
 from stages.evaluate.setting import Setting
 from stages.params import Audio, Evaluate, Params
 from stages.store import write_json
@@ -220,13 +220,18 @@ def figures(
     """
     generator, draw = np.random.default_rng(settings.seed), resampler(real.names)
     draws = [draw(generator) for _ in range(settings.bootstrap)]
-    replicates = {name: _replicates(found, real, name in errors, draws, settings) for name, found in sets.items()}
-    result = {name: _row(name, found, real, replicates[name], errors, settings) for name, found in sets.items()}
+    pairs = {name: _pairs(found, name in errors, draws, settings) for name, found in sets.items()}
+    replicates = {name: [frechet_distance(found.vectors[i], real.vectors[j]) for i, j in pairs[name]]
+                  for name, found in sets.items()}  # fmt: skip
+    result = {
+        name: _row(name, found, real, replicates[name], pairs[name], errors, settings) for name, found in sets.items()
+    }
     ratios = {}
     for a, b in (pair for pair in RATIOS if set(pair) <= set(sets)):
         above, below = result[a], result[b]
         value = (above["fd"]["value"], below["fd"]["value"])
-        ratios[f"{a} / {b}"] = ratio_figure(*value, replicates[a], replicates[b], min(above["n"], below["n"]))
+        rests_on = fewest(sets[a], sets[b], real)
+        ratios[f"{a} / {b}"] = ratio_figure(*value, replicates[a], replicates[b], *rests_on)
     return {
         "backbone": real.backbone, "preprocessing": real.preprocessing, "n_real": len(real.names),
         "n_real_tracks": real.n_tracks, "sets": result, "ratios": ratios,
@@ -236,23 +241,23 @@ def figures(
 
 
 def _row(
-    name: str, found: Embedded, real: Embedded, replicates: list[float], errors: dict[str, dict[str, Any]],
-    settings: Evaluate,
+    name: str, found: Embedded, real: Embedded, replicates: list[float], draws: list[tuple[Rows, Rows]],
+    errors: dict[str, dict[str, Any]], settings: Evaluate,
 ) -> dict[str, Any]:  # fmt: skip
-    x, y = found.vectors, real.vectors
+    x, y, rests_on = found.vectors, real.vectors, fewest(found, real)
     return {
         "what": SETS[name],
         "n": len(x),
-        "fd": distance_figure(frechet_distance(x, y), replicates, min(len(x), len(y))),
-        "fd_infinity": limit_figure(x, y, settings.seed),
+        "fd": distance_figure(frechet_distance(x, y), replicates, *rests_on),
+        "fd_infinity": limit_figure(x, y, draws, settings.seed, *rests_on),
         "log_mel_l1": errors.get(name),
     }
 
 
-def _replicates(found: Embedded, real: Embedded, paired: bool, draws: list[Rows], settings: Evaluate) -> list[float]:
-    """The distance in each draw of the real rows."""
+def _pairs(found: Embedded, paired: bool, draws: list[Rows], settings: Evaluate) -> list[tuple[Rows, Rows]]:
+    """The set's rows in each draw of the real rows: the same where the set was made from these."""
     generator, draw = np.random.default_rng(settings.seed + 1), resampler(found.names)
-    return [frechet_distance(found.vectors[rows if paired else draw(generator)], real.vectors[rows]) for rows in draws]
+    return [(rows if paired else draw(generator), rows) for rows in draws]
 
 
 def _warnings(real: Embedded, sets: dict[str, Embedded]) -> list[str]:

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from stages.audio.io import FULL_SCALE, quantise
 from stages.errors import DataError
-from stages.evaluate.backbones import ClapBackbone
+from stages.evaluate.backbones import ClapBackbone, clap_name
 from stages.evaluate.embeddings import SILENCE_PEAK, Segment, embed, preprocessing, windows
 from stages.evaluate.index import INDEX, TrainingIndex
 from stages.generate.gate import Neighbour
 from stages.params import Audio
-from stages.store import model_digest, sha256
+from stages.store import sha256
 
 DIGEST_DIGITS = 12
 
@@ -35,7 +35,7 @@ class NearestTraining:
     def __init__(self, index: Path, claps: Sequence[Path], audio: Audio) -> None:
         self.index, self.audio = TrainingIndex(index), audio
         wanted = self.index.backbone
-        folder = next((f for f in claps if f.is_dir() and f"clap {model_digest(f)}" == wanted), None)
+        folder = next((f for f in claps if f.is_dir() and clap_name(f) == wanted), None)
         if folder is None:
             raise DataError(
                 f"The index {index} was made with the network {wanted}, which is none of: "

@@ -18,6 +18,7 @@ from stages.evaluate.embeddings import Embedded
 from stages.evaluate.index import TrainingIndex
 from stages.evaluate.intervals import mean_figure, share_figure
 from stages.params import Evaluate
+from stages.progress import Progress, silent
 
 
 class Training(Protocol):
@@ -75,9 +76,10 @@ def parse_gate(text: str) -> Gate:
     return Gate(float(match[2]), float(match[3]), "mel" if match[1] else "aa")
 
 
-def hear(sketches: Sequence[spectral.Frames], index: TrainingIndex) -> Heard:
+def hear(sketches: Sequence[spectral.Frames], index: TrainingIndex, progress: Progress = silent) -> Heard:
     """The most similar stretch of training music for each clip's sketch."""
-    return Heard(spectral.search(sketches, list(index.sketches())), [track.id for track in index.tracks])
+    best = spectral.search(sketches, list(index.sketches()), progress=progress)
+    return Heard(best, [track.id for track in index.tracks])
 
 
 def novelty(

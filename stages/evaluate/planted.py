@@ -24,6 +24,7 @@ from stages.errors import DataError
 from stages.evaluate.embeddings import Segment
 from stages.evaluate.intervals import share_figure
 from stages.evaluate.novelty import Found
+from stages.progress import Progress, silent
 from stages.store import disk_errors
 
 Samples = NDArray[np.float32]
@@ -128,8 +129,9 @@ class Spool:
 
 
 def hide(
-    reader: ShardReader, clip_samples: int, innocents: Iterable[Segment], per_kind: int, seed: int, clips: Spool
-) -> int:
+    reader: ShardReader, clip_samples: int, innocents: Iterable[Segment], per_kind: int, seed: int, clips: Spool,
+    progress: Progress = silent,
+) -> int:  # fmt: skip
     """Put into `clips` the innocent ones, whose number it returns, then `per_kind` training excerpts in each disguise.
 
     A segment's name is `<kind>:<track>`; covers are innocent clips. Raises DataError when no training track holds
@@ -137,6 +139,7 @@ def hide(
     """
     for segment in innocents:
         clips.add(replace(segment, name=f"{INNOCENT}:{segment.name}"))
+        progress("Read innocent clips", len(clips), 0)
     count, margin = len(clips), int(clip_samples * STRETCH) + 1
     tracks = [i for i, t in enumerate(reader.tracks) if t.split == "train" and t.samples >= margin]
     if not tracks or not count:
@@ -154,6 +157,7 @@ def hide(
             cover = _fit(clips[int(generator.integers(count))].samples, clip_samples)
             samples = change(Excerpt(longer[:clip_samples], longer, cover, rate))
             clips.add(Segment(f"{disguise}:{track.id}", start / rate, samples, 0))
+            progress("Disguise excerpts", len(clips) - count, per_kind * len(DISGUISES))
     return count
 
 
@@ -166,14 +170,18 @@ def recalls(names: list[str], found: Found) -> tuple[dict[str, Any], list[str]]:
     innocent = np.sort(found.similarity[kinds == INNOCENT])[::-1]
     allowed = int(FALSE_ALARMS * len(innocent))
     level = float(innocent[allowed])  # alarms are strictly above: at most `allowed` of the innocent
-    result: dict[str, Any] = {"alarm_level": level, "false_alarms": share_figure(
-        int((innocent > level).sum()), len(innocent))}  # fmt: skip
     own = np.array([name.partition(":")[2] for name in names])
     right = own == np.array(found.tracks)
+
+    def share(kind: str, hits: NDArray[np.bool_]) -> dict[str, Any]:
+        return share_figure(int(hits.sum()), len(hits), len(set(own[kinds == kind])))
+
+    alarmed = found.similarity > level
+    result: dict[str, Any] = {"alarm_level": level, "false_alarms": share(INNOCENT, alarmed[kinds == INNOCENT])}
     for disguise in DISGUISES:
-        alarmed = found.similarity[kinds == disguise] > level
-        result[f"recall {disguise}"] = share_figure(int(alarmed.sum()), len(alarmed))
-        result[f"right track {disguise}"] = share_figure(int((alarmed & right[kinds == disguise]).sum()), len(alarmed))
+        some = kinds == disguise
+        result[f"recall {disguise}"] = share(disguise, alarmed[some])
+        result[f"right track {disguise}"] = share(disguise, (alarmed & right)[some])
     warnings = []
     if len(innocent) < 1 / FALSE_ALARMS:
         warnings.append(

@@ -1,12 +1,12 @@
 """How near a set of clips is to real music, over a stated network's embeddings and tags.
 
-FD, IS, KL and KID are audioldm_eval's, density and coverage those of Naeem et al. 2020 (arXiv 2002.09797), the
-extrapolation of FD to endless sets that of Chong and Forsyth 2020 (arXiv 1911.07023).
+FD, IS, KL and `kid_audioldm_eval` are audioldm_eval's, density and coverage those of Naeem et al. 2020 (arXiv
+2002.09797), the extrapolation of FD to endless sets that of Chong and Forsyth 2020 (arXiv 1911.07023).
 The same metric over another network or another preprocessing is another number; every figure names both.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from scipy.special import rel_entr
 
 from stages.errors import DataError
 from stages.evaluate.embeddings import Embedded
-from stages.evaluate.intervals import Rows, distance_figure, figure, mean_figure, resampler
+from stages.evaluate.intervals import Rows, distance_figure, mean_figure, resampler
 from stages.params import Evaluate
 
 Array = NDArray[np.float64]
@@ -24,6 +24,8 @@ IS_SPLITS, IS_SEED = 10, 2020  # audioldm_eval's; a score over fewer splits is h
 NEIGHBOURS = 5  # of density and coverage, as in their paper
 FD_SIZES, FD_REPEATS = 12, 8  # of the extrapolation: set sizes, and random subsets of each
 FD_LEAST = 0.25  # of the set: its smallest subsets
+FD_DRAWS = 100  # of the bootstrap, at most: each takes FD_SIZES distances
+KID_SUBSETS, KID_SIZE, KID_SEED = 100, 1000, 2020  # audioldm_eval's
 
 
 def frechet_distance(x: Array, y: Array) -> float:
@@ -64,6 +66,22 @@ def kernel_distance(xx: Array, yy: Array, xy: Array) -> float:
     return float(within - 2 * xy.mean())
 
 
+def subset_distance(
+    xx: Array, yy: Array, xy: Array, subsets: int = KID_SUBSETS, size: int = KID_SIZE, seed: int = KID_SEED
+) -> tuple[float, float]:
+    """audioldm_eval's KID: mean and standard deviation of `kernel_distance` over random subsets of each set.
+
+    Subsets of equal size, `size` or what the smaller set has, drawn without replacement from NumPy's old generator,
+    of x (the generated clips) first, so that the draws are theirs too.
+    """
+    generator, size = np.random.RandomState(seed), min(size, len(xx), len(yy))
+    drawn = []
+    for _ in range(subsets):
+        i, j = (generator.choice(n, size, replace=False) for n in (len(xx), len(yy)))
+        drawn.append(kernel_distance(xx[np.ix_(i, i)], yy[np.ix_(j, j)], xy[np.ix_(i, j)]))
+    return float(np.mean(drawn)), float(np.std(drawn))
+
+
 def density_coverage(made: Array, real: Array, k: int = NEIGHBOURS) -> tuple[float, float]:
     """Density and coverage of made (M, D) against real (N, D), N > k.
 
@@ -84,33 +102,38 @@ def _distances(x: Array, y: Array) -> Array:
     return np.asarray(cdist(x, y))
 
 
-def fd_infinity(made: Array, real: Array, seed: int) -> tuple[float, float, float]:
-    """FD extrapolated to endlessly many made clips, the interval's half width, and R^2 of the fit.
+def fd_infinity(made: Array, real: Array, seed: int, repeats: int = FD_REPEATS) -> tuple[float, float]:
+    """FD extrapolated to endlessly many made clips, and R^2 of the fit.
 
-    FD falls in proportion to 1 / N; a line through random subsets of FD_SIZES sizes meets 1 / N = 0 there. The
-    reference stays whole. The half width is 1.96 standard errors over FD_REPEATS separate fits.
+    FD falls in proportion to 1 / N; a line through the means over `repeats` random subsets of FD_SIZES sizes meets
+    1 / N = 0 there. The reference stays whole.
     """
     generator = np.random.default_rng(seed)
     sizes = np.unique(np.linspace(max(2, FD_LEAST * len(made)), len(made), FD_SIZES).round().astype(int))
-    root = _root(real)
+    centre, root = real.mean(0), _root(real)
     found = np.array([
-        [_distance_to(made[generator.choice(len(made), n, replace=False)], real.mean(0), root) for n in sizes]
-        for _ in range(FD_REPEATS)
+        [_distance_to(made[generator.choice(len(made), n, replace=False)], centre, root) for n in sizes]
+        for _ in range(repeats)
     ])  # fmt: skip
-    fits = [np.polynomial.polynomial.polyfit(1 / sizes, row, 1)[0] for row in found]
     mean = found.mean(0)
     start, slope = np.polynomial.polynomial.polyfit(1 / sizes, mean, 1)
     spread = float(np.square(mean - mean.mean()).sum())
     fit = 1 - float(np.square(mean - start - slope / sizes).sum()) / spread if spread > 0 else 1.0
-    return float(start), 1.96 * float(np.std(fits, ddof=1) / np.sqrt(FD_REPEATS)), fit
+    return float(start), fit
 
 
-def limit_figure(made: Array, real: Array, seed: int) -> dict[str, Any] | None:
-    """fd_infinity as a figure, with the R^2 of its fit; None for so few clips that the sizes are no line."""
+def limit_figure(
+    made: Array, real: Array, draws: Sequence[tuple[Rows, Rows]], seed: int, n: int, trials: int
+) -> dict[str, Any] | None:
+    """fd_infinity as a figure, with the R^2 of its fit; None for so few clips that the sizes are no line.
+
+    Its interval is over FD_DRAWS of the bootstrap's `draws` of whole tracks of both sets.
+    """
     if len(made) < 2 * FD_SIZES:
         return None
-    limit, half, fit = fd_infinity(made, real, seed)
-    return figure(limit, limit - half, limit + half, min(len(made), len(real))) | {"r_squared": fit}
+    limit, fit = fd_infinity(made, real, seed)
+    replicates = [fd_infinity(made[i], real[j], seed, repeats=1)[0] for i, j in draws[:FD_DRAWS]]
+    return distance_figure(limit, replicates, n, trials) | {"r_squared": fit}
 
 
 def inception_score(p: Array, splits: int = 1, seed: int = IS_SEED) -> float:
@@ -160,6 +183,8 @@ def quality(generated: Embedded, reference: Embedded, settings: Evaluate) -> dic
         "dimensions": generated.vectors.shape[1],
         "n_generated": len(generated.names),
         "n_reference": len(reference.names),
+        "n_generated_tracks": generated.n_tracks,
+        "n_reference_tracks": reference.n_tracks,
         "intervals": f"95%, {settings.bootstrap} bootstrap draws of whole tracks, seed {settings.seed}",
     }
     result |= _set_distances(generated, reference, settings) | _tag_figures(generated, reference, settings)
@@ -170,30 +195,41 @@ def quality(generated: Embedded, reference: Embedded, settings: Evaluate) -> dic
 def _set_distances(generated: Embedded, reference: Embedded, settings: Evaluate) -> dict[str, Any]:
     x, y = generated.vectors, reference.vectors
     xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
-    n = min(len(x), len(y))
+    n, trials = fewest(generated, reference)
 
     def kid(i: Rows, j: Rows) -> float:
         return kernel_distance(xx[np.ix_(i, i)], yy[np.ix_(j, j)], xy[np.ix_(i, j)])
 
     draws = _draws(generated, reference, settings)
-    distances = [frechet_distance(x[i], y[j]) for i, j in draws]
+    distances, kids = [frechet_distance(x[i], y[j]) for i, j in draws], [kid(i, j) for i, j in draws]
+    theirs, deviation = subset_distance(xx, yy, xy)
     return {
-        "fd": distance_figure(frechet_distance(x, y), distances, n),
-        "fd_infinity": limit_figure(x, y, settings.seed),
-        "kid": distance_figure(kernel_distance(xx, yy, xy), [kid(i, j) for i, j in draws], n),
-        **_neighbours(x, y, draws),
+        "fd": distance_figure(frechet_distance(x, y), distances, n, trials),
+        "fd_infinity": limit_figure(x, y, draws, settings.seed, n, trials),
+        "kid": distance_figure(kernel_distance(xx, yy, xy), kids, n, trials),
+        # estimates the same distance from the same clips, so that its interval is that of all pairs
+        "kid_audioldm_eval": distance_figure(theirs, kids, n, trials)
+        | {"subsets": KID_SUBSETS, "subset_size": min(KID_SIZE, len(x), len(y)), "subset_deviation": deviation},
+        **_neighbours(generated, y, draws),
     }
 
 
-def _neighbours(x: Array, y: Array, draws: list[tuple[Rows, Rows]]) -> dict[str, Any]:
+def fewest(*sets: Embedded) -> tuple[int, int]:
+    """Windows and tracks of the set of the fewest tracks, on which a distance between sets rests."""
+    smallest = min(sets, key=lambda one: (one.n_tracks, len(one)))
+    return len(smallest), smallest.n_tracks
+
+
+def _neighbours(generated: Embedded, y: Array, draws: list[tuple[Rows, Rows]]) -> dict[str, Any]:
     """Density and coverage; only the made set is resampled, since a real clip drawn twice has a ball of no size."""
     if len(y) <= NEIGHBOURS:
         return {"density": None, "coverage": None}
+    x = generated.vectors
     both = density_coverage(x, y)
     replicates = np.array([density_coverage(x[i], y) for i, _ in draws]).reshape(-1, 2)
     names = ("density", "coverage")
     return {
-        k: distance_figure(v, replicates[:, i].tolist(), len(x))
+        k: distance_figure(v, replicates[:, i].tolist(), len(x), generated.n_tracks)
         for i, (k, v) in enumerate(zip(names, both, strict=True))
     }
 
@@ -220,7 +256,7 @@ def _score(p: Array, splits: int, names: list[str], settings: Evaluate) -> dict[
     draw, generator = resampler(names), np.random.default_rng(settings.seed)
     drawn = [draw(generator) for _ in range(settings.bootstrap)]
     replicates = [inception_score(p[rows], splits) for rows in drawn if len(rows) >= splits]
-    return distance_figure(inception_score(p, splits), replicates, len(p)) | {"splits": splits}
+    return distance_figure(inception_score(p, splits), replicates, len(p), len(set(names))) | {"splits": splits}
 
 
 def _paired(generated: Embedded, reference: Embedded, settings: Evaluate) -> dict[str, Any]:
@@ -247,6 +283,11 @@ def _warnings(generated: Embedded, reference: Embedded) -> list[str]:
             f"FD is biased upwards: {n} clips do not determine a covariance of {dimensions} dimensions; compare it "
             "with sets of the same size only, and look at KID, which is unbiased, and at FD-infinity."
         )
+    found += [
+        f"The {which} set is one file, {len(one)} windows of one track: its own spread is in no interval."
+        for which, one in (("generated", generated), ("reference", reference))
+        if one.n_tracks == 1
+    ]
     if generated.logits is not None and len(generated.names) < 2 * IS_SPLITS:
         found.append(f"IS over {IS_SPLITS} splits needs {2 * IS_SPLITS} clips; there are {len(generated.names)}.")
     if len(reference.names) <= NEIGHBOURS:

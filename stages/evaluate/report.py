@@ -20,6 +20,7 @@ from stages.data.shards import ShardReader
 from stages.errors import DataError
 from stages.evaluate.embeddings import folder_files
 from stages.evaluate.run import METRICS, QUALITY, RELEVANCE
+from stages.evaluate.wording import counted, meaning, sample, shown, title
 from stages.generate.manifest import MANIFEST, read_manifest
 from stages.generate.plots import one_line, spectrogram_pair_png, violin_png
 from stages.layout import Layout
@@ -63,7 +64,7 @@ def write_report(generated: Path, layout: Layout, params: Params, path: Path, cl
         loader=jinja2.PackageLoader("stages.evaluate"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     page = environment.get_template("report.html").render(
-        count=len(files), cards=cards, tables=_tables(layout), violins=_violins(layout),
+        clips=counted(len(files), "generated clip"), cards=cards, tables=_tables(layout), violins=_violins(layout),
         paper=[("Table 1, quality", PAPER_QUALITY), ("Table 2, relevance and novelty", PAPER_SIMILARITY)],
         settings=next(iter(rows.values()), {}),
     )  # fmt: skip
@@ -133,7 +134,7 @@ def _base64(data: bytes) -> str:
 
 
 def _tables(layout: Layout) -> list[dict[str, Any]]:
-    """Our own figures: title, what they were measured with, rows of (name, figure), warnings."""
+    """Our own figures: title, what they were measured with, rows of text, warnings."""
     tables: list[dict[str, Any]] = []
     for name in ("quality", "relevance", "novelty"):
         path = layout.metrics / name / METRICS
@@ -141,13 +142,21 @@ def _tables(layout: Layout) -> list[dict[str, Any]]:
             tables.append({"title": name, "missing": f"musicldm eval {name}"})
             continue
         found = read_json(path, f"Measure again: musicldm eval {name}")
-        rows = {key: found[key] for key in QUALITY + RELEVANCE if found.get(key)}
+        rows = [_shown(key, found[key]) for key in QUALITY + RELEVANCE if found.get(key)]
         for which in ("generated", "held_out") if name == "novelty" else ():
-            rows |= {f"{which}: {key}": value for key, value in (found[which] or {}).items()}
+            prefix = f"{which.replace('_', ' ')}: "
+            rows += [_shown(key, figure, prefix) for key, figure in (found[which] or {}).items()]
         counts = ", ".join(f"{key[2:].replace('_', ' ')} {n}" for key, n in found.items() if key.startswith("n_"))
         about = f"{found['backbone']}; {found['preprocessing']}; {found['intervals']}; {counts}"
         tables.append({"title": name, "missing": "", "about": about, "rows": rows, "warnings": found["warnings"]})
     return tables
+
+
+def _shown(key: str, figure: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """A figure's row: name, meaning, value, interval and n as text."""
+    value, low, high = shown(figure)
+    return {"name": prefix + title(key), "meaning": meaning(key), "value": value, "interval": f"{low} to {high}",
+            "n": sample(figure)}  # fmt: skip
 
 
 def _violins(layout: Layout) -> list[dict[str, str]]:

@@ -35,7 +35,8 @@ METRICS = "metrics.json"
 PROMPTS = "prompts.csv"
 _IDS = "The id is a file's name, with or without its suffix."
 QUALITY = (
-    "fd", "fd_infinity", "kid", "density", "coverage", "is_softmax", "is_one_split", "kl_softmax", "kl_sigmoid",
+    "fd", "fd_infinity", "kid", "kid_audioldm_eval", "density", "coverage", "is_softmax", "is_one_split", "kl_softmax",
+    "kl_sigmoid",
 )  # fmt: skip
 RELEVANCE = ("text_audio_similarity", "test_set_reference", "retrieval_max_reference")
 MEASURES = ("clap", "musicnn", "mel")  # of planted
@@ -102,10 +103,7 @@ def novelty(
     if reader is not None and any(track.split == "test" for track in reader.tracks):
         sets["held_out"] = _sketched(shard_segments(reader, "test", params.audio), params)
     embedded = {name: listen(segments, name.replace("_", " ")) for name, (segments, _) in sets.items()}
-    heard: dict[str, novelty_.Heard] = {}
-    for name, (_, sketches) in sets.items():
-        setting.progress("Compare spectrograms", len(heard), len(sets))
-        heard[name] = novelty_.hear(sketches, training)
+    heard = {name: novelty_.hear(sketches, training, setting.progress) for name, (_, sketches) in sets.items()}
     result, rows = novelty_.novelty(
         embedded["generated"], embedded.get("held_out"), training, params.evaluate, gates, heard
     )
@@ -154,8 +152,9 @@ def planted(setting: Setting, others: Path | None, out: Path, per_kind: int) -> 
     parts += [] if others is None else [folder_segments(folder_files(others), params.audio)]
     hidden = planted_.Spool(setting.cache)
     count = planted_.hide(
-        reader, params.audio.clip_samples, chain.from_iterable(parts), per_kind, params.evaluate.seed, hidden
-    )
+        reader, params.audio.clip_samples, chain.from_iterable(parts), per_kind, params.evaluate.seed, hidden,
+        setting.progress,
+    )  # fmt: skip
     result: dict[str, Any] = {"n_innocent": count, "n_planted_per_kind": per_kind, "warnings": []}
     found: dict[str, novelty_.Found] = {}
     sketches: list[spectral.Frames] = []
@@ -170,7 +169,7 @@ def planted(setting: Setting, others: Path | None, out: Path, per_kind: int) -> 
         similarity, rows = index.search(clips.vectors)
         found[measure] = novelty_.Found(similarity, [index.place(int(row))[0] for row in rows])
         result[f"{measure}_backbone"], result["preprocessing"] = clips.backbone, clips.preprocessing
-    found["mel"] = novelty_.hear(sketches, index).found()
+    found["mel"] = novelty_.hear(sketches, index, setting.progress).found()
     result |= {"mel_sketch": spectral.VERSION, "n_training_tracks": index.n_tracks}
     for measure in MEASURES:
         result[measure], result["warnings"] = planted_.recalls(clips.names, found[measure])

@@ -19,16 +19,17 @@ from scipy.stats import wilcoxon
 from stages.errors import DataError
 from stages.evaluate.report import PAPER_QUALITY, PAPER_SIMILARITY
 from stages.evaluate.run import METRICS
+from stages.evaluate.wording import DOWN, UP, legend, plus_minus, sample, shown, title
 from stages.generate.plots import violin_png
 from stages.store import atomic_folder, read_json
 
 COLUMNS = {
-    "table1": (("FD", "quality", "fd"), ("KID", "quality", "kid"), ("IS", "quality", "is_softmax"),
-               ("KL softmax", "quality", "kl_softmax"), ("KL sigmoid", "quality", "kl_sigmoid")),
-    "table2": (("text-audio similarity", "relevance", "text_audio_similarity"),
-               ("SIM_AA@0.90", "novelty", "sim_aa@0.9"), ("SIM_AA@0.95", "novelty", "sim_aa@0.95"),
-               ("mel SIM@0.90", "novelty", "sim_mel@0.9")),
-}  # fmt: skip
+    "table1": tuple(("quality", key) for key in ("fd", "kid", "is_softmax", "kl_softmax", "kl_sigmoid")),
+    "table2": (
+        ("relevance", "text_audio_similarity"),
+        *(("novelty", key) for key in ("sim_aa@0.9", "sim_aa@0.95", "sim_mel@0.9")),
+    ),
+}
 PAPER = {"table1": PAPER_QUALITY, "table2": PAPER_SIMILARITY}
 THEIRS = "the paper's own figures: other data, other networks, another test set; not comparable with ours"
 PAIRED = (("relevance/prompts.csv", "text-audio similarity"), ("novelty/nearest.csv", "similarity to training music"))
@@ -78,10 +79,10 @@ def write_tables(folder: Path, out: Path) -> dict[str, Any]:
     tests = significance(variants)
     with atomic_folder(out) as temporary:
         for name, columns in COLUMNS.items():
-            header = ["system", "seeds", "n", *(title for title, _, _ in columns)]
+            header = ["system", "seeds", "n", *(title(key) for _, key in columns)]
             rows = [_row(variant, group, columns) for variant, group in variants.items()]
             reference = _references(runs) if name == "table2" else []
-            notes = [_conditions(runs[0]), *warnings]
+            notes = [*legend(key for _, key in columns), _conditions(runs[0]), *warnings]
             (temporary / f"{name}.md").write_text(_markdown(header, rows + reference, PAPER[name], notes), "utf-8")
             (temporary / f"{name}.csv").write_text(_csv(header, rows + reference, PAPER[name]), "utf-8")
             (temporary / f"{name}.tex").write_text(_latex(header, rows + reference, PAPER[name]), "utf-8")
@@ -145,14 +146,14 @@ def _test(label: str, a: str, b: str, first: dict[str, float], second: dict[str,
             "p": p}  # fmt: skip
 
 
-def _row(variant: str, runs: list[Run], columns: tuple[tuple[str, str, str], ...]) -> Row:
+def _row(variant: str, runs: list[Run], columns: tuple[tuple[str, str], ...]) -> Row:
     cells, counts = [], set()
-    for _, kind, key in columns:
+    for kind, key in columns:
         found = [_find(run.metrics.get(kind, {}), key) for run in runs]
         values = [figure["value"] for figure in found if figure]
-        counts |= {figure["n"] for figure in found if figure}
+        counts |= {sample(figure) for figure in found if figure}
         cells.append(_cell(values, found))
-    return [variant, str(len(runs)), "/".join(map(str, sorted(counts))), *cells]
+    return [variant, str(len(runs)), " / ".join(sorted(counts)), *cells]
 
 
 def _find(metrics: dict[str, Any], key: str) -> dict[str, Any] | None:
@@ -164,15 +165,15 @@ def _cell(values: list[float], figures: list[dict[str, Any] | None]) -> str:
     if not values:
         return ""
     if len(values) > 1:
-        return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
-    only = next(figure for figure in figures if figure)
-    return f"{only['value']:.3f} [{only['low']:.3f}, {only['high']:.3f}]"
+        return plus_minus(float(np.mean(values)), float(np.std(values, ddof=1)))
+    value, low, high = shown(next(figure for figure in figures if figure))
+    return f"{value} [{low}, {high}]"
 
 
 def _references(runs: list[Run]) -> list[Row]:
-    names = (("test set (reference)", "test_set_reference"), ("retrieval max (reference)", "retrieval_max_reference"))
+    keys = ("test_set_reference", "retrieval_max_reference")
     metrics = next((run.metrics["relevance"] for run in runs if "relevance" in run.metrics), {})
-    rows = [[name, "", str(metrics[key]["n"]), _cell([1.0], [metrics[key]])] for name, key in names if metrics.get(key)]
+    rows = [[title(key), "", sample(metrics[key]), _cell([1.0], [metrics[key]])] for key in keys if metrics.get(key)]
     width = 3 + len(COLUMNS["table2"])
     return [row + [""] * (width - len(row)) for row in rows]
 
@@ -208,7 +209,7 @@ def _csv(header: Row, rows: list[Row], paper: tuple[tuple[Any, ...], ...]) -> st
     head, body = _theirs(paper)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["source", *header])
+    writer.writerow(["source", *(name.rstrip(f" {UP}{DOWN}") for name in header)])
     writer.writerows(["ours", *row] for row in rows)
     writer.writerow([f"paper ({THEIRS})", *head])
     writer.writerows(["paper", *row] for row in body)
@@ -226,7 +227,10 @@ def _latex(header: Row, rows: list[Row], paper: tuple[tuple[Any, ...], ...]) -> 
 
 
 def _tex(cell: str) -> str:
-    return re.sub(r"([_%&#])", r"\\\1", cell).replace("±", r"$\pm$")
+    escaped = re.sub(r"([_%&#])", r"\\\1", cell)
+    for sign, command in (("±", "pm"), (UP, "uparrow"), (DOWN, "downarrow")):
+        escaped = escaped.replace(sign, rf"$\{command}$")
+    return escaped
 
 
 def _table_csv(rows: list[dict[str, Any]]) -> str:

@@ -5,6 +5,7 @@ two whole steps only the outermost level is computed, on what they gave last (De
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -93,17 +94,27 @@ class _Attention:
         return self.transformer(x, return_dict=False)[0]
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What the inner blocks gave at a step, and the conditions (B, D) they were computed for."""
+
+    step: int
+    condition: Tensor
+    inner: Tensor
+
+
 class Reuse:
     """A denoiser that computes the whole network at every `every`-th step of a sampling.
 
     The calls at one time are windows of one long piece; each has its own inner features. They are also computed where
-    there are none that fit, as when guidance began to add a branch.
+    there are none that fit: none of the last `every` steps, or none for the same conditions, as when guidance began
+    to add a branch or to steer away from another clip.
     """
 
     def __init__(self, unet: Split, every: int) -> None:
         self.unet, self.every = unet, every
         self.step, self.call, self.time = -1, -1, 0.0
-        self.kept: dict[int, Tensor] = {}
+        self.kept: dict[int, _Kept] = {}
 
     def __call__(self, z: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         if float(t) > self.time:  # times only fall: this is the next sampling
@@ -112,8 +123,13 @@ class Reuse:
         if float(t) != self.time or self.step < 0:
             self.step, self.call, self.time = self.step + 1, -1, float(t)
         self.call += 1
-        inner = self.kept.get(self.call)
-        if self.step % self.every and inner is not None and len(inner) == len(z):
-            return self.unet.outer(z, t, condition, inner)
-        result, self.kept[self.call] = self.unet.whole(z, t, condition)
+        kept = self.kept.get(self.call)
+        if kept is not None and self._fits(kept, condition):
+            return self.unet.outer(z, t, condition, kept.inner)
+        result, inner = self.unet.whole(z, t, condition)
+        self.kept[self.call] = _Kept(self.step, condition, inner)
         return result
+
+    def _fits(self, kept: _Kept, condition: Tensor) -> bool:
+        recent = self.step % self.every and self.step - kept.step < self.every
+        return bool(recent) and torch.equal(kept.condition, condition)

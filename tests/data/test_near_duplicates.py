@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import soundfile
 
 from stages import params
 from stages.audio import io
+from stages.data import near_duplicates
 from stages.data.collect import make_manifest
 from stages.data.manifest import read_manifest
 from stages.data.near_duplicates import Sketch, Sketcher, find_pairs, similarity
+from stages.progress import silent
 
 DEMO = sorted((Path(__file__).parents[2] / "data" / "demo").glob("*.ogg"))
 THRESHOLD = params.Manifest().near_duplicate or 0.0
@@ -88,6 +91,42 @@ def test_the_similarity_is_the_correlation_at_the_best_shift() -> None:
     assert abs(similarity(whole, draw.integers(-60, 60, (120, 24)).astype(np.int8))) < 0.2
     assert similarity(whole[:10], whole) == -1.0
     assert similarity(np.zeros_like(whole), whole) == -1.0
+
+
+def test_many_pairs_at_once_are_those_compared_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks, by any number of threads, of tracks of any length; every track is every other's neighbour here."""
+    monkeypatch.setattr(near_duplicates, "BLOCK_PAIRS", 7)
+    monkeypatch.setattr(near_duplicates, "BLOCK_TRACKS", 3)
+    draw = np.random.default_rng(3)
+    sketches = [draw.integers(-60, 60, (n, 24)).astype(np.int8) for n in (240, 240, 97, 31, 20, 19, 0, 180)]
+    sketches += [sketches[0][13:], (sketches[7][:120] // 2).astype(np.int8), sketches[3][4:30]]
+
+    def slowly(first: Sketch, second: Sketch) -> float:
+        best = -1.0
+        for shift in range(-24, 25):
+            a, b = first[max(shift, 0) :].astype(float), second[max(-shift, 0) :].astype(float)
+            count = min(len(a), len(b))
+            if count >= max(20, min(len(first), len(second)) // 2):
+                a, b = (x[:count] - x[:count].mean(axis=1, keepdims=True) for x in (a, b))
+                a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+                best = max(best, float((a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum())))
+        return best
+
+    wanted = {(i, j): slowly(sketches[i], sketches[j]) for i in range(11) for j in range(i + 1, 11)}
+    found = find_pairs(sketches, -0.99)
+    assert {(pair.first, pair.second) for pair in found} == {pair for pair, alike in wanted.items() if alike > -0.99}
+    assert [pair.similarity for pair in found] == pytest.approx([wanted[p.first, p.second] for p in found], abs=1e-9)
+    assert [(pair.first, pair.second) for pair in find_pairs(sketches, 0.9)] == [(0, 8), (3, 10), (7, 9)]
+
+
+def test_memory_does_not_grow_with_the_square_of_the_collection() -> None:
+    draw = np.random.default_rng(4)
+    sketches = [draw.integers(-60, 60, (20, 24)).astype(np.int8) for _ in range(2000)]
+    tracemalloc.start()
+    near_duplicates._candidates(sketches, silent)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6  # an index for each product of 2,000 with 2,000 is 32 MB
 
 
 def test_what_is_short_silent_or_steady_is_not_compared() -> None:

@@ -17,6 +17,7 @@ import pytest
 import soundfile
 
 from stages import params as parameters
+from stages.errors import ModelError
 from tests import DEMO
 from tests.conftest import CLIP_SECONDS
 from tests.data.conftest import _write_collection
@@ -242,11 +243,52 @@ def test_an_index_is_built_once_found_again_and_refused_when_it_does_not_fit(cal
     assert float(first["mel_similarity"]) > 0.9
     path = tmp_path / "index/index.json"
     header = json.loads(path.read_text())
-    for change, text in (({"backbone": "clap 000000000000"}, "another network"), ({"schema": 99}, "has schema 99")):
+    for change, text in (({"backbone": "clap 000000000000"}, "another network"), ({"schema": 99}, "by a newer")):
         path.write_text(json.dumps(header | change))
         code, _, err = call(*measure[:-1], tmp_path / "none")
         assert (code, text in err, "Traceback" in err) == (4, True, False)
     assert not (tmp_path / "none").exists()
+
+
+def test_one_clap_has_one_name_and_one_index_wherever_its_copy_lies(call, generated, project, toy_models, tmp_path):
+    from stages.evaluate.backbones import clap_name
+    from stages.store import CARD
+
+    names = [clap_name(toy_models / kind) for kind in ("clap", "ldm")]
+    assert names[0] == names[1]
+    with pytest.raises(ModelError, match="holds no CLAP"):
+        clap_name(toy_models / "vae")
+    assert call("eval", "novelty", "--out", tmp_path / "one")[0] == 0
+    indexes = sorted((project / "work/metrics/cache").glob("index-*"))
+    written = [(path / "vectors.bin").stat().st_mtime_ns for path in indexes]
+    code, _, err = call("eval", "novelty", "--clap", "work/models/ldm", "--out", tmp_path / "two")
+    assert code == 0, err
+    assert sorted((project / "work/metrics/cache").glob("index-*")) == indexes
+    assert [(path / "vectors.bin").stat().st_mtime_ns for path in indexes] == written
+    assert (tmp_path / "one/metrics.json").read_bytes() == (tmp_path / "two/metrics.json").read_bytes()
+    card = json.loads((toy_models / "clap" / CARD).read_text())
+    for change in (
+        lambda c: c["params"]["clap"].update(f_max=7000.0),
+        lambda c: c["files"].pop(next(iter(c["files"]))),
+    ):
+        other = json.loads(json.dumps(card))
+        change(other)
+        (tmp_path / CARD).write_text(json.dumps(other))
+        assert clap_name(tmp_path) != names[0]
+    (tmp_path / CARD).write_text(json.dumps(card | {"steps": 7, "musicldm": "9"}))
+    assert clap_name(tmp_path) == names[0]
+
+
+def test_an_index_of_an_older_version_is_refused_with_the_command_that_makes_it_again(call, generated, tmp_path):
+    assert call("eval", "index", "--out", tmp_path / "old")[0] == 0
+    path = tmp_path / "old/index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 2}))
+    code, _, err = call("eval", "novelty", "--index", tmp_path / "old")
+    assert code == 4
+    assert "was written by an older musicldm (schema 2" in err
+    assert f"musicldm eval index --out {tmp_path / 'old'}" in err
+    assert call("eval", "index", "--out", tmp_path / "old")[0] == 0
+    assert call("eval", "novelty", "--index", tmp_path / "old", "--out", tmp_path / "new")[0] == 0
 
 
 @pytest.mark.slow  # librosa compiles itself

@@ -100,6 +100,37 @@ def test_spectrogram_similarity_is_the_correlation_over_all_offsets():
     assert found.start[0] == pytest.approx(np.argmax(expected) / spectral.FRAMES_PER_SECOND)
 
 
+def test_many_tracks_of_any_length_are_searched_as_one_by_one(monkeypatch):
+    """Tracks lie end to end in blocks: no stretch reaches into a neighbour, and each query leaves out its own."""
+    monkeypatch.setattr(spectral, "BLOCKS", 2)
+    draw = np.random.default_rng(0)
+    lengths = [5, 30, 29, 31, 700, 3000, 1, 60, 90]
+    tracks = [(10 + i, draw.normal(size=(n, spectral.BANDS)).astype(np.float16)) for i, n in enumerate(lengths)]
+    queries = [tracks[5][1][2970:], tracks[4][1][100:130], tracks[8][1][7:57], tracks[1][1], tracks[0][1]]
+    queries += [np.concatenate([tracks[4][1][-15:], tracks[5][1][:15]])]  # across the joint of two tracks
+    own = [15, 10, 12, 11, 10, 10]
+
+    def one_by_one(query, number):
+        found = (0.0, -1, 0)
+        for track, frames in tracks:
+            padded = np.zeros((max(len(frames), len(query)), spectral.BANDS))
+            padded[: len(frames)] = frames.astype(float) - frames.astype(float).mean(0)
+            for at in range(len(padded) - len(query) + 1 if track != number else 0):
+                a, b = query.astype(float), padded[at : at + len(query)]
+                a, b = a - a.mean(0), b - b.mean(0)
+                value = (a * b).sum() / max(1e-9, np.sqrt((a**2).sum() * (b**2).sum()))
+                found = max(found, (value, track, at / 10), key=lambda one: one[0])
+        return found
+
+    for left_out in (None, own):
+        best = spectral.search(queries, tracks, left_out)
+        wanted = [one_by_one(query, own[i] if left_out else None) for i, query in enumerate(queries)]
+        assert best.similarity == pytest.approx([one[0] for one in wanted], abs=1e-5)
+        assert best.track.tolist() == [one[1] for one in wanted]
+        assert best.start == pytest.approx([one[2] for one in wanted])
+    assert wanted[0][1] != 15
+
+
 def test_spectrogram_similarity_finds_a_copy_at_its_place_whatever_its_level_and_equalisation():
     piece = music(NAMES[0], 60)
     track, at = np.concatenate([piece[::-1], piece]), len(piece) / RATE + 7.3  # several blocks
@@ -136,7 +167,8 @@ def test_an_index_that_does_not_fit_is_refused_in_a_sentence(index, tmp_path):
     with pytest.raises(DataError, match="another preprocessing"):
         index.check("spectrum 1", "8000 Hz")
     for name, change, said in (
-        ("newer", {"schema": 99}, "has schema 99"),
+        ("newer", {"schema": 99}, "by a newer musicldm .schema 99"),
+        ("older", {"schema": 2}, "by an older musicldm .schema 2"),
         ("other", {"format": "a list"}, "is not a training index"),
         ("short", {"tracks": [["a", 99, 1]]}, "is damaged"),
     ):

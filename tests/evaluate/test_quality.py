@@ -16,10 +16,13 @@ from stages.evaluate.quality import (
     fd_infinity,
     frechet_distance,
     inception_score,
+    kernel,
+    kernel_distance,
     kl_divergences,
     quality,
     sigmoid,
     softmax,
+    subset_distance,
 )
 from stages.params import Evaluate
 from tests import DEMO
@@ -82,10 +85,67 @@ def test_fd_infinity_takes_off_most_of_the_bias_of_few_clips():
     generator = np.random.default_rng(5)
     real, made = generator.normal(size=(20_000, 16)), generator.normal(size=(200, 16)) + 0.25
     true = 16 * 0.25**2
-    biased, (limit, half, fit) = frechet_distance(made, real), fd_infinity(made, real, 0)
+    biased, (limit, fit) = frechet_distance(made, real), fd_infinity(made, real, 0)
     assert abs(limit - true) < 0.5 * abs(biased - true)
-    assert half < 0.5
     assert fit > 0.95
+
+
+def test_the_interval_of_fd_infinity_resamples_tracks():
+    """The same tracks with four windows each that hardly differ are no more than the tracks."""
+    generator = np.random.default_rng(8)
+    real, tracks = generator.normal(size=(100, 4)), 1.5 * generator.normal(size=(40, 4)) + 0.5
+    made = np.repeat(tracks, 4, axis=0) + 0.01 * generator.normal(size=(160, 4))
+
+    def figures(x, names):
+        sets = Embedded(names, np.zeros(len(x)), x, None, "test", "none", [RATE]), Embedded(
+            [f"r{i}" for i in range(100)], np.zeros(100), real, None, "test", "none", [RATE])  # fmt: skip
+        return quality(*sets, Evaluate(bootstrap=60))["fd_infinity"]
+
+    by_track = figures(made, [f"t{i // 4}" for i in range(160)])
+    by_window = figures(made, [f"w{i}" for i in range(160)])
+    spread = [fd_infinity(1.5 * generator.normal(size=(40, 4)) + 0.5, real, 0)[0] for _ in range(30)]
+    half = (by_track["high"] - by_track["low"]) / 2
+    assert half > 1.4 * (by_window["high"] - by_window["low"]) / 2
+    assert 0.6 < half / (1.96 * np.std(spread)) < 2.2  # what new tracks would do
+    assert (by_track["n"], by_track["trials"]) == (160, 40)
+
+
+@pytest.mark.parametrize(("n", "m", "size"), [(60, 45, 20), (30, 40, 1000)])
+def test_kid_of_subsets_is_audioldm_evals(n, m, size):
+    """Their `calculate_kid` written down again: float32 features, subsets of at most the smaller set, seed 2020."""
+    generator = np.random.default_rng(9)
+    x, y = generator.normal(size=(n, 32)).astype(np.float32), generator.normal(0.3, 1, (m, 32)).astype(np.float32)
+    draw, taken, found = np.random.RandomState(2020), min(size, n, m), []
+    for _ in range(100):
+        a, b = x[draw.choice(n, taken, replace=False)], y[draw.choice(m, taken, replace=False)]
+        within = sum(
+            (float(left @ right) / 32 + 1) ** 3 / (taken * (taken - 1))
+            for one in (a, b)
+            for i, left in enumerate(one)
+            for j, right in enumerate(one)
+            if i != j
+        )
+        across = sum((float(left @ right) / 32 + 1) ** 3 for left in a for right in b) / taken**2
+        found.append(within - 2 * across)
+    x, y = x.astype(float), y.astype(float)
+    kernels = kernel(x, x), kernel(y, y), kernel(x, y)
+    mean, deviation = subset_distance(*kernels, size=size)
+    assert (mean, deviation) == pytest.approx((np.mean(found), np.std(found)), abs=1e-6)
+    assert abs(mean - kernel_distance(*kernels)) > 1e-5  # another number than over all pairs
+
+
+def test_one_file_and_equal_files_are_said():
+    def segments(names, seed):
+        for name in names:
+            yield Segment(name, 0, np.random.default_rng(seed[name]).normal(size=RATE).astype(np.float32), RATE)
+
+    audio, network = parameters.preset("tiny").audio, MusicnnBackbone(RATE)
+    found = embed(segments("abc", {"a": 1, "b": 2, "c": 1}), network, audio, "generated")
+    assert found.warnings == ["1 of 3 in the set `generated` sound exactly like another one: c like a. They count as "
+                              "different clips."]  # fmt: skip
+    one = Embedded(["a", "a", "a"], np.arange(3.0), found.vectors, found.logits, "test", "none", [RATE])
+    said = " ".join(quality(one, found, Evaluate(bootstrap=5))["warnings"])
+    assert "The generated set is one file, 3 windows of one track: its own spread is in no interval." in said
 
 
 def test_few_clips_are_said_to_be_few():

@@ -134,14 +134,15 @@ def test_tables_have_ours_means_over_seeds_and_theirs_marked(tmp_path):
     assert names == {f"table{n}.{s}" for n in (1, 2) for s in ("md", "csv", "tex")} | {
         "significance.csv", "figure3-text.png", "figure3-audio.png"}  # fmt: skip
     text = (tmp_path / "out" / "table1.md").read_text()
-    assert "| blm | 2 | 12 | 11.500 ± 0.707 |" in text
-    assert "| plain | 1 | 12 | 10.000 [9.000, 11.000] |" in text
+    assert "| blm | 2 | 12 | 11.50 ± 0.71 |" in text
+    assert "| plain | 1 | 12 | 10.0 [9.0, 11.0] |" in text
     assert text.index("Theirs") < text.index("| MusicLDM, BLM (paper) | 24.95 | 2.31 | 1.79 | 3.4 |")
     assert "not comparable with ours" in text
     assert "test set (reference)" in (tmp_path / "out" / "table2.md").read_text()
-    assert r"SIM\_AA@0.90" in (tmp_path / "out" / "table2.tex").read_text()
+    assert r"SIM\_AA@0.9 $\downarrow$" in (tmp_path / "out" / "table2.tex").read_text()
     with (tmp_path / "out" / "table1.csv").open(encoding="utf-8") as file:
         rows = list(csv.reader(file))
+    assert rows[0][:5] == ["source", "system", "seeds", "n", "FD"]  # without arrows, for programs
     assert {row[0].split(" (")[0] for row in rows} == {"source", "ours", "paper"}
     assert len([row for row in rows if row[0] == "paper"]) == 11
     test = result["significance"][0]

@@ -5,9 +5,11 @@ import torch
 from torch.nn.functional import normalize
 
 from stages.audio.mel import clip_mel
+from stages.generate.gate import steered
 from stages.generate.pipeline import Pipeline
 from stages.generate.prompts import Prompt
 from stages.generate.reuse import Reuse, SplitUnet
+from stages.generate.samplers import Away, Diffusion, guided
 from stages.generate.settings import Settings, automatic_reuse
 from stages.ldm.model import build_unet
 from stages.params import resolve
@@ -67,6 +69,41 @@ def test_every_nth_step_is_whole_for_each_window_and_each_sampling():
     assert kinds == (["whole"] * 2 + ["outer"] * 4 + ["whole"] * 2 + ["outer"] * 2) * 2
     denoise(windows[0][:1], torch.tensor(50.0), torch.zeros(1, 4))  # guidance ended: the kept features do not fit
     assert unet.calls[-1] == ("whole", 1)
+
+
+class _Dated:
+    """Its inner features say when and for which conditions they were computed; `outer` notes how old they are."""
+
+    def __init__(self):
+        self.ages, self.strange = [], 0
+
+    def whole(self, z, t, condition):
+        return torch.zeros_like(z), torch.cat([t.expand(len(z), 1), condition], dim=1)
+
+    def outer(self, z, t, condition, inner):
+        self.ages.append(float(inner[0, 0] - t))
+        self.strange += not torch.equal(inner[:, 1:], condition)
+        return torch.zeros_like(z)
+
+
+def test_steering_away_takes_no_features_of_long_ago_or_of_another_neighbour():
+    """Where the neighbour is looked up a time is predicted twice, and the second pass has no features of its own
+    from the step before: it must not take those of the look-up before."""
+    unet, process = _Dated(), Diffusion(torch.linspace(0.99, 0.01, 1000), "epsilon")
+    away, times, looked = Away(1.0), torch.arange(990, -1, -10), []
+
+    def like(clean):
+        looked.append(len(looked))
+        return torch.full((1, 4), float(len(looked)))
+
+    predict = guided(Reuse(unet, 4), torch.ones(1, 4), torch.zeros(1, 4), torch.tensor([2.0]), away=away)
+    predict = steered(predict, away, like, process, times)
+    for time in times:
+        predict(torch.zeros(1, 1, 1, 1), time)
+    assert looked == [0, 1, 2]
+    assert max(unet.ages) <= 30  # three steps of ten
+    assert unet.strange == 0
+    assert len(unet.ages) > 60
 
 
 def test_how_often_nobody_says():
