@@ -30,7 +30,7 @@ from stages.training.log import Journal, journal, show
 from stages.training.samples import Sample
 from stages.training.sharding import Sharding, check_shards
 from stages.training.signals import stop_signals
-from stages.training.state import Sampling, State, Task, averaged_weights
+from stages.training.state import Sampling, State, Surveying, Task, averaged_weights
 
 LOG_EVERY = 10  # steps
 Say = Callable[[str], None]
@@ -201,8 +201,12 @@ class Run:
 
     def step(self, batch: Batch, step: int, backward: Backpropagation, written: Journal) -> None:
         """One optimizer step over all micro-batches, or none where a loss or gradient is not finite."""
-        torch.manual_seed(step_seed(self.settings.seed, step, self.accelerator.process_index))
+        seed = step_seed(self.settings.seed, step, self.accelerator.process_index)
         parts = micro_batches(batch, self.settings.accumulation)
+        if len(parts) > 1 and isinstance(self.task, Surveying):
+            torch.manual_seed(seed)
+            self.task.survey(parts)
+        torch.manual_seed(seed)
         sums: dict[str, float] = {}
         for number, part in enumerate(parts):
             with backward.part(last=number == len(parts) - 1):

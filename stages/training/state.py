@@ -71,6 +71,14 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class Surveying(Protocol):
+    """A task whose loss is no mean over micro-batches, so that it must see all of them before its steps."""
+
+    def survey(self, parts: list[dict[str, Tensor]]) -> None:
+        """Look at the micro-batches of a step, without gradients; torch's random numbers come again in its steps."""
+
+
+@runtime_checkable
 class Sampling(Protocol):
     """A task of which one can see and hear something."""
 

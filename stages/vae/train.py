@@ -102,7 +102,7 @@ class VaeTask:
             adversarial = hinge_maker_loss(self.judge(made))
         last = self.vae.decoder.conv_out.weight
         gradients = [backward.mean(last_layer_gradient(loss, last)) for loss in (reconstruction, adversarial)]
-        return adversarial, self.params.vae.adversarial_weight * adaptive_weight(*gradients)
+        return adversarial, self.params.vae.adversarial_weight * adaptive_weight(*gradients, bins=made[0].numel())
 
     def validate(self, batch: dict[str, Tensor], _generator: torch.Generator) -> dict[str, Tensor]:
         """L1 of the log-mel through the posterior's mean, and the KL term."""
