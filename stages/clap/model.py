@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, ClapConfig, ClapModel
 from transformers.utils.logging import disable_progress_bar
 
 from stages.audio.mel import clap_mel
+from stages.clap.text_tower import digest, find_files
 from stages.errors import DataError, ModelError
 from stages.params import Params
 from stages.store import model_params
@@ -197,18 +198,18 @@ def load_clap(folder: Path) -> Clap:
     return Clap(params, *_read(params, folder / TEXT_ENCODER, folder / TOKENIZER)).eval()
 
 
-def load_pretrained(params: Params, source: str) -> Clap:
-    """The CLAP to start from: one of our folders, a transformers CLAP folder, or a hub id.
+def load_pretrained(params: Params, source: str) -> tuple[Clap, str]:
+    """The CLAP to start from, and its digest: one of our folders, a transformers CLAP folder, or a hub id.
 
     Raises ModelError when it cannot be had or its sizes are not those of `params.clap`.
     """
-    folder = Path(source)
-    if (folder / TEXT_ENCODER).is_dir():
-        return Clap(params, *_read(params, folder / TEXT_ENCODER, folder / TOKENIZER))
-    return Clap(params, *_read(params, source, source))
+    folder = find_files(source, "clap.init_from")
+    own = (folder / TEXT_ENCODER, folder / TOKENIZER)
+    model, tokenizer = own if own[0].is_dir() else (folder, folder)
+    return Clap(params, *_read(params, model, tokenizer)), digest(*dict.fromkeys((model, tokenizer)))
 
 
-def _read(params: Params, model_source: Path | str, tokenizer_source: Path | str) -> tuple[ClapModel, Any]:
+def _read(params: Params, model_source: Path, tokenizer_source: Path) -> tuple[ClapModel, Any]:
     try:
         model, report = ClapModel.from_pretrained(
             model_source, use_safetensors=True, output_loading_info=True, dtype=torch.float32

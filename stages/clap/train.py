@@ -92,18 +92,21 @@ class ClapTask:
         self.tracks, self.sample_rate = reader.tracks, reader.sample_rate
         self.dataset = TrackClips(ClipDataset(reader, "train", params.audio.clip_samples, params.audio.peak))
         self.valid_dataset = _valid_clips(reader, params)
+        self.origin = {"data": reader.digest}
         self.clap = self._build()
-        self.state = build_state({"clap": self.clap}, self.settings)
+        self.state = build_state({"clap": self.clap}, self.settings, len(self.dataset))
         self.surveyed: list[tuple[Tensor, tuple[Tensor, ...]]] = []
 
     def _build(self) -> Clap:
         torch.manual_seed(self.settings.seed)
         clap = self.params.clap
         if clap.init_from is not None:
-            return load_pretrained(self.params, clap.init_from)
+            start, self.origin["init_from"] = load_pretrained(self.params, clap.init_from)
+            return start
         captions = [track.caption for track in self.tracks if track.split == "train"]
         if clap.text_init is not None:
             tower = read_text_tower(clap, clap.text_init, captions)
+            self.origin["text_init"] = tower.digest
             model = build(self.params, tower.tokenizer.pad_token_id)
             tower.copy_to(model.text_model)
             return Clap(self.params, model, tower.tokenizer)
@@ -189,9 +192,8 @@ def train_clap(params: Params, shards: Path, out: Path, checkpoints: Path, **opt
 
     Raises DataError, ModelError and Interrupted as `stages.training.loop.train` does.
     """
-    reader = ShardReader(shards)
-    task = ClapTask(reader, params)
-    identity = training_identity(params, "clap", "audio", shards=reader.digest)
+    task = ClapTask(ShardReader(shards), params)
+    identity = training_identity(params, "clap", "audio", **task.origin)
     history = train(task, checkpoints=checkpoints, identity=identity, **options)
     if history.best_step is not None:
         checkpoint.load(history.run / f"step-{history.best_step:08d}", task.state)
@@ -199,7 +201,8 @@ def train_clap(params: Params, shards: Path, out: Path, checkpoints: Path, **opt
     if is_main_process():
         with averaged_weights(task.state):
             history.figures |= whole_split(task)
-            save(task.clap.eval(), out, of_training(params, history, reader.digest))
+            card = of_training(params, history, task.origin["data"]) | {"origin": task.origin}
+            save(task.clap.eval(), out, card)
     return history
 
 

@@ -1,5 +1,6 @@
 """CLAP's training on real clips: one clip a track, learning, its gradients over two processes."""
 
+import shutil
 import sys
 
 import pytest
@@ -61,6 +62,22 @@ def test_it_overfits_four_real_clips(tmp_path):
     chosen = params(100, batch_size=4, learning_rate=5e-4, warmup_steps=30, schedule="constant", valid_every=100)
     history = train_clap(chosen, demo_shards(tmp_path / "demo", chosen, 2.6), tmp_path / "clap", tmp_path / "ck")
     assert history.losses["loss"] < 0.1  # chance is log 4 = 1.39
+
+
+def test_a_model_to_start_from_counts_by_its_content(shards, tmp_path):
+    """Moved, it is the same training; another one in its place is not."""
+    train_clap(params(1), shards, tmp_path / "first", tmp_path / "ck")
+    further = resolve(params(2).model_dump(), [f"clap.init_from={tmp_path / 'first'}"])
+    first = train_clap(further, shards, tmp_path / "second", tmp_path / "ck")
+    shutil.move(tmp_path / "first", tmp_path / "moved")
+    moved = resolve(further.model_dump(), [f"clap.init_from={tmp_path / 'moved'}"])
+    again = train_clap(moved, shards, tmp_path / "second", tmp_path / "ck")
+    assert (again.run, again.resumed_at) == (first.run, 2)
+    assert set(model_card(tmp_path / "second")["origin"]) == {"data", "init_from"}
+    shutil.rmtree(tmp_path / "moved")
+    shutil.copytree(tmp_path / "second", tmp_path / "moved")
+    other = train_clap(moved, shards, tmp_path / "third", tmp_path / "ck")
+    assert (other.run == first.run, other.resumed_at) == (False, 0)
 
 
 def gradients(task, batch, parts=1):

@@ -156,7 +156,7 @@ def test_a_stream_gives_out_sound_before_the_last_window_is_made(pipeline):
     windows = stream_room.count_windows(pipeline, 5.0)
     assert windows == 7
     first = next(pieces)
-    assert (len(first), len(steps)) == (32 * 160, 3)  # half a window but what the vocoder waits for
+    assert (len(first), len(steps)) == (24 * 160, 3)  # half a window but what the vocoder waits for
     rest = list(pieces)
     assert len(steps) == 3 * windows
     audio = np.concatenate([first, *rest]).astype(np.float32)
