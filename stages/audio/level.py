@@ -20,10 +20,11 @@ def without_offset(audio: Tensor, sample_rate: int) -> Tensor:
     Nothing is left of a constant, half of 10 Hz, and all from 20 Hz on, within 3%. At the ends the mean is of the
     samples that there are.
     """
-    half = round(OFFSET_SECONDS / 2 * sample_rate)
-    window = torch.hann_window(2 * half + 1, periodic=False, device=audio.device)[None]
-    there = fftconvolve(torch.ones_like(audio[:1]), window, "full")[:, half:-half]
-    return audio - fftconvolve(audio, window, "full")[:, half:-half] / there
+    half, length = round(OFFSET_SECONDS / 2 * sample_rate), audio.shape[1]
+    window = torch.hann_window(2 * half + 1, periodic=False, device=audio.device)
+    sums, at = F.pad(window.cumsum(0), (1, 0)), torch.arange(length, device=audio.device)
+    there = sums[(half + length - at).clamp(max=2 * half + 1)] - sums[(half - at).clamp(min=0)]
+    return audio - fftconvolve(audio, window[None], "full")[:, half:-half] / there
 
 
 def limited(audio: Tensor) -> tuple[Tensor, float]:
@@ -39,8 +40,8 @@ def limiter(audio: Tensor, sample_rate: int) -> Tensor:
     more than what a sample needs.
     """
     half = round(LIMITER_SECONDS * sample_rate)
-    needed = PEAK / audio.abs().clamp(min=PEAK)
-    held = -F.max_pool1d(-needed[None], 2 * half + 1, 1, half)
+    loud = audio.abs().clamp(min=PEAK)
+    held = F.max_pool1d(((loud - PEAK) / loud)[None], 2 * half + 1, 1, half)
     window = torch.hann_window(2 * half + 1, periodic=False, device=audio.device)
     smooth = F.conv1d(F.pad(held, (half, half), "replicate")[None], (window / window.sum())[None, None])
-    return (audio * smooth[0, 0]).clamp(-PEAK, PEAK)
+    return (audio * (1 - smooth[0, 0])).clamp(-PEAK, PEAK)

@@ -112,8 +112,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], settings: Training) -> O
 
 def build_scheduler(optimizer: Optimizer, settings: Training, items: int) -> LambdaLR:
     """Linear warm-up over warmup_steps, then constant, or half a cosine down to 0 at the last step, or lr_decay to the
-    power of the passes over the `items` of the training set, each of as many whole batches as they make (HiFi-GAN)."""
-    epoch_steps = max(1, items // settings.batch_size)
+    power of the finished passes over the training set of `items` (as HiFi-GAN's)."""
 
     def factor(step: int) -> float:
         if step < settings.warmup_steps:
@@ -121,7 +120,7 @@ def build_scheduler(optimizer: Optimizer, settings: Training, items: int) -> Lam
         if settings.schedule == "constant":
             return 1.0
         if settings.schedule == "exponential":
-            return settings.lr_decay ** (step // epoch_steps)
+            return float(settings.lr_decay ** (step * settings.batch_size // items))
         share = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
