@@ -78,7 +78,8 @@ class Training(Section):
     betas: list[Share] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
     weight_decay: NonNegative = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "exponential"] = "constant"
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.999  # of `exponential`, at each pass over the training set
     grad_clip: NonNegative = 0.0  # largest gradient norm; 0 means no clipping
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0 means no moving average
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -138,6 +139,7 @@ class Tempo(Section):
 class Captions(Section):
     """How measured descriptors join the user's caption."""
 
+    measured: bool = False  # whether any do; the paper's captions are people's alone
     tags: Annotated[int, Field(ge=0, le=50)] = 3
     tag_threshold: Share = 0.1
     seed: int = 0
@@ -184,7 +186,8 @@ class Clap(Section):
     audio: ClapAudio = ClapAudio()
     text: ClapText = ClapText()
     init_from: str | None = None  # a CLAP folder or hub id to start from
-    text_init: str | None = None  # a BERT or RoBERTa for a new text tower: folder, package:NAME, or hub id
+    text_init: str | None = "FacebookAI/roberta-base"
+    """A BERT or RoBERTa for a new text tower: folder, package:NAME, or hub id; null: random, with an own vocabulary."""
     text_sha256: str | None = None  # of its model.safetensors; compared before it is read
     keyword_probability: Share = 0.0  # of a training caption being cut to some of its phrases, in any order
     train: Training = Training(
@@ -244,7 +247,7 @@ class Vocoder(Section):
     train_on: Literal["real", "vae", "both"] = "real"  # mels of real audio, decoded by the trained VAE, or in turn
     init_from: str | None = None  # a vocoder folder to go on from, e.g. when fine-tuning on the VAE's mels
     train: Training = Training(  # bf16's rounding would be heard
-        steps=1_000_000, batch_size=96, learning_rate=2e-4, betas=[0.8, 0.99], schedule="cosine", precision="fp32"
+        steps=1_000_000, batch_size=96, learning_rate=2e-4, betas=[0.8, 0.99], schedule="exponential", precision="fp32"
     )
 
 
@@ -314,7 +317,7 @@ class Generate(Section):
     guidance_interval: list[Share] = Field(default=[0.0, 1.0], min_length=2, max_length=2)
     """Shares of the diffusion's time, 1 being noise; steps outside are not guided and cost half as much."""
     eta: Share = 0.0
-    reuse: Positive | None = None  # the UNet's inner blocks at every n-th step; null: by the number of steps
+    reuse: Positive | None = 1  # the UNet's inner blocks at every n-th step; 1 is exact, null: by the number of steps
     candidates: Positive = 1
     batch_size: Positive = 4
     max_prompts: Positive | None = None  # of the test split, for `dvc repro`
@@ -387,9 +390,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mel": {"n_mels": 64},
         "vae": {"block_out_channels": [128, 256, 512], "latent_channels": 8},
         "vocoder": {"upsample_kernel_sizes": [16, 16, 8, 4, 4]},
-        "generate": {"candidates": 5},
+        "generate": {"candidates": 5, "eta": 1.0},
     },
     "small": {
+        "captions": {"measured": True},
         "mel": {"n_mels": 64},
         "clap": _SMALL_CLAP,
         "vae": {
@@ -402,8 +406,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "vocoder": {
             "architecture": "vocos", "dim": 256, "intermediate_dim": 640, "num_layers": 8, "stft_weight": 20.0,
             "segment_frames": 64, "discriminator_channels": 128, "adversarial_start": 3000,
-            "train": {"steps": 10_000, "batch_size": 16, "learning_rate": 5e-4, "warmup_steps": 50, "grad_clip": 100.0,
-                      "ema_decay": 0.998, "valid_every": 500, "checkpoint_every": 200},
+            "train": {"steps": 10_000, "batch_size": 16, "learning_rate": 5e-4, "schedule": "cosine",
+                      "warmup_steps": 50, "grad_clip": 100.0, "ema_decay": 0.998, "valid_every": 500,
+                      "checkpoint_every": 200},
         },
         "ldm": {
             "block_out_channels": [64, 128, 256], "attention": [False, False, True], "layers_per_block": 1,
@@ -426,6 +431,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "beats": {"network": {"channels": [4, 8], "width": 32, "feedforward": 32, "layers": 6}, "crop_seconds": 10.0,
                   "train": {"steps": 40, "batch_size": 4, "learning_rate": 3e-3, "betas": [0.9, 0.98],
                             "warmup_steps": 5, "workers": 0}},
+        "captions": {"measured": True},
         "shards": {"target_megabytes": 16},
         "clap": {
             **_SMALL_CLAP, "text_init": None, "text_sha256": None,
@@ -445,7 +451,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "vocoder": {
             "initial_channels": 64, "resblock_kernel_sizes": [3, 7], "resblock_dilations": [1, 3],
             "periods": [2, 3], "scales": 1, "discriminator_channels": 32, "adversarial_start": 150,
-            "segment_frames": 32, "train": {"steps": 200, "batch_size": 4, "learning_rate": 2e-3},
+            "segment_frames": 32, "train": {"steps": 200, "batch_size": 4, "learning_rate": 2e-3, "schedule": "cosine"},
         },
         "latents": {"grid_seconds": 10.24, "downbeats_per_track": 4},
         "ldm": {

@@ -1,11 +1,12 @@
 """Models that others made: fetched from the hub, their configs and tokenizers read, and no code of theirs ever run."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from stages.errors import ModelError
-from stages.store import read_config
+from stages.store import read_config, sha256
 from stages.tensors import Tensors, read_tensors
 
 TOKENIZER_FILES = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json"]
@@ -27,6 +28,14 @@ def fetch(source: str, patterns: Sequence[str], remedy: str) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         raise ModelError(f"{source} is no folder here and cannot be had from the hub: {reason}.", remedy) from error
+
+
+def files_digest(*folders: Path) -> str:
+    """Twelve hex digits that name the weights, configs and tokenizers in transformers folders, wherever they lie."""
+    names = ["config.json", "model*.safetensors*", *TOKENIZER_FILES]
+    files = sorted({file for folder in folders for name in names for file in folder.glob(name)})
+    listed = "".join(f"{file.name} {sha256(file)}\n" for file in files)
+    return hashlib.sha256(listed.encode()).hexdigest()[:12]
 
 
 def model_config(path: Path, remedy: str, class_name: str | None = None) -> dict[str, Any]:

@@ -32,6 +32,18 @@ def test_presets_have_the_published_shapes():
     assert params.preset("paper").audio.clip_samples == 163_840
 
 
+@pytest.mark.parametrize("name", ["paper", "released"])
+def test_the_published_recipes_hide_nothing(name):
+    chosen = params.preset(name)
+    assert (chosen.generate.sampler, chosen.generate.steps, chosen.generate.reuse) == ("ddim", 200, 1)
+    assert not chosen.captions.measured
+    assert chosen.clap.text_init == "FacebookAI/roberta-base"
+    assert (chosen.vocoder.train.schedule, chosen.vocoder.train.lr_decay) == ("exponential", 0.999)
+    assert chosen.clap.train.betas == [0.99, 0.9]
+    assert (chosen.vae.adversarial_start, chosen.vae.adversarial_weight, chosen.vae.kl_weight) == (50_001, 0.5, 1.0)
+    assert (chosen.ldm.train.ema_decay, chosen.ldm.train.warmup_steps) == (0.9999, 1000)
+
+
 def test_root_file_states_every_key():
     written = params.read_yaml((ROOT / "params.yaml").read_text())
     assert keys(written) == keys(params.preset("tiny").model_dump())

@@ -178,8 +178,9 @@ def _few_steps(
     from stages.generate.settings import FEW_STEPS, few_steps
 
     own = {"sampler", "steps", "guidance", "guidance_interval", "eta", "reuse"}
-    usual = parameters.preset(params.preset).generate
-    changed = params.generate.model_dump(include=own) != usual.model_dump(include=own)
+    usual, wanted = parameters.preset(params.preset).generate, params.generate
+    wanted = wanted.model_copy(update={"reuse": wanted.reuse or usual.reuse})  # null was what older files say
+    changed = wanted.model_dump(include=own) != usual.model_dump(include=own)
     refused = next((name for name, is_asked in asked.items() if is_asked), None)
     if (sampler or params.generate.sampler) != FEW_STEPS:
         return None if sampler or refused or changed or edit else few_steps(model)

@@ -212,7 +212,10 @@ def captions(
     dask: Dask = None,
     override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one key.")] = None,
 ) -> None:
-    """Join each caption with words for what was measured: tempo, key, loudness, brightness, music tags."""
+    """Join each caption with words for what was measured: tempo, key, loudness, brightness, music tags.
+
+    Measured words are often right, not always. -S captions.measured=false keeps the captions as they are.
+    """
     found = session(context)
     settings, layout = found.params(override), found.layout
     from stages.data.captions import CAPTIONS, PROMPTS, write_captions
@@ -221,10 +224,15 @@ def captions(
     with found.output.progress() as progress:
         made = write_captions((audio or layout.audio) / "manifest.csv", (beats or layout.beats) / "beats.jsonl", out,
                               settings, jobs, progress, dask=dask)  # fmt: skip
-    text = (
-        f"{made['tracks']} captions with {made['words']} measured words are in {out / CAPTIONS}, "
-        f"{made['prompts']} test prompts in {out / PROMPTS}."
-    )
+    text = f"{made['tracks']} captions are in {out / CAPTIONS}, {made['prompts']} test prompts in {out / PROMPTS}."
+    if not settings.captions.measured:
+        text += "\nThey are your own; captions.measured: true adds words for what is measured of the sound."
+    elif made["example"] is not None:
+        text += (
+            f"\n{made['words']} measured words were added, and some will be wrong; captions.measured: false adds none. "
+            f"E.g. {made['example']['id']}:\n"
+            f"  before: {made['example']['original']}\n  after:  {made['example']['caption']}"
+        )
     found.output.result(text, [out / CAPTIONS, out / PROMPTS], **made)
 
 

@@ -60,7 +60,7 @@ class BeatTask:
         if settings.init_from is not None:
             _begin(self.network, settings.init_from)
         modules: dict[str, nn.Module] = {"beat_transformer": self.network}
-        self.state = build_state(modules, self.settings)
+        self.state = build_state(modules, self.settings, len(self.dataset))
 
     def step(self, batch: dict[str, Tensor], _step: int, backward: Backward) -> dict[str, Tensor]:
         losses = self._losses(batch)

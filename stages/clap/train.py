@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from stages.clap.keywords import some_keywords
-from stages.clap.model import TEXT_ENCODER, TOKENIZER, Clap, build, load_pretrained, windows
+from stages.clap.model import TEXT_ENCODER, TOKENIZER, Clap, build, load_pretrained, windows, world_size
 from stages.clap.text_tower import read_text_tower
 from stages.clap.tokenizer import train_tokenizer
 from stages.data.dataset import ClipDataset
@@ -43,7 +42,7 @@ def contrastive_loss(audio: Tensor, text: Tensor, audio_scale: Tensor, text_scal
 
 def gather(features: Tensor) -> Tensor:
     """Features (B, D) of every process -> (world * B, D), in order of rank, with gradients to each."""
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return features
     return torch.cat(all_gather(features.contiguous()))
 
@@ -93,17 +92,21 @@ class ClapTask:
         self.tracks, self.sample_rate = reader.tracks, reader.sample_rate
         self.dataset = TrackClips(ClipDataset(reader, "train", params.audio.clip_samples, params.audio.peak))
         self.valid_dataset = _valid_clips(reader, params)
+        self.origin = {"data": reader.digest}
         self.clap = self._build()
-        self.state = build_state({"clap": self.clap}, self.settings)
+        self.state = build_state({"clap": self.clap}, self.settings, len(self.dataset))
+        self.surveyed: list[tuple[Tensor, tuple[Tensor, ...]]] = []
 
     def _build(self) -> Clap:
         torch.manual_seed(self.settings.seed)
         clap = self.params.clap
         if clap.init_from is not None:
-            return load_pretrained(self.params, clap.init_from)
+            start, self.origin["init_from"] = load_pretrained(self.params, clap.init_from)
+            return start
         captions = [track.caption for track in self.tracks if track.split == "train"]
         if clap.text_init is not None:
             tower = read_text_tower(clap, clap.text_init, captions)
+            self.origin["text_init"] = tower.digest
             model = build(self.params, tower.tokenizer.pad_token_id)
             tower.copy_to(model.text_model)
             return Clap(self.params, model, tower.tokenizer)
@@ -113,12 +116,37 @@ class ClapTask:
     def track_id(self, track: int) -> str:
         return self.tracks[track].id
 
-    def step(self, batch: dict[str, Tensor], _step: int, backward: Backward) -> dict[str, Tensor]:
+    def survey(self, parts: list[dict[str, Tensor]]) -> None:
+        """Embed all micro-batches without gradients, for the loss over all of them and its gradients at their outputs.
+
+        By these `step` goes back through one micro-batch at a time (GradCache, Gao et al. 2021).
+        """
         limit_scales(self.clap)
-        audio, text, audio_scale, text_scale = self._forward(batch, self._drawn_captions(batch))
-        loss = contrastive_loss(gather(audio), gather(text), audio_scale, text_scale)
-        backward("clap", loss)
-        return {"loss": loss, "scale": text_scale}
+        self.clap.measure([self._windows(part) for part in parts])
+        with torch.no_grad():
+            outputs = [self._forward(part, self._drawn_captions(part)) for part in parts]
+        leaves = [tuple(output.requires_grad_() for output in part) for part in outputs]
+        audio, text, *scales = zip(*leaves, strict=True)
+        loss = self._loss(torch.cat(audio), torch.cat(text), *(torch.stack(each).mean() for each in scales))
+        gradients = torch.autograd.grad(loss, [leaf for part in leaves for leaf in part])
+        self.surveyed = [(loss.detach(), gradients[n : n + 4]) for n in range(0, len(gradients), 4)]
+
+    def step(self, batch: dict[str, Tensor], _step: int, backward: Backward) -> dict[str, Tensor]:
+        if self.settings.accumulation == 1:
+            limit_scales(self.clap)
+            outputs = self._forward(batch, self._drawn_captions(batch))
+            loss = self._loss(*outputs)
+            backward("clap", loss)
+        else:
+            loss, gradients = self.surveyed.pop(0)
+            outputs = self._forward(batch, self._drawn_captions(batch))
+            products = [(output * gradient).sum() for output, gradient in zip(outputs, gradients, strict=True)]
+            backward("clap", self.settings.accumulation * torch.stack(products).sum())
+        return {"loss": loss, "scale": outputs[-1]}
+
+    @staticmethod
+    def _loss(audio: Tensor, text: Tensor, audio_scale: Tensor, text_scale: Tensor) -> Tensor:
+        return contrastive_loss(gather(audio), gather(text), audio_scale, text_scale)
 
     def validate(self, batch: dict[str, Tensor], _generator: torch.Generator) -> dict[str, Tensor]:
         audio, text, audio_scale, text_scale = self._forward(batch, self._captions(batch))
@@ -135,10 +163,15 @@ class ClapTask:
         return [some_keywords(caption, item) if keywords else caption for caption, item, keywords in drawn]
 
     def _forward(self, batch: dict[str, Tensor], captions: list[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        first = self._windows(batch)
+        tokens = {key: value.to(first.device) for key, value in self.clap.tokenize(captions).items()}
+        outputs: tuple[Tensor, Tensor, Tensor, Tensor] = self.state.modules["clap"](first, tokens)
+        return outputs
+
+    def _windows(self, batch: dict[str, Tensor]) -> Tensor:
+        """The first window (B, W) of each clip."""
         waveform = self.clap.resample(batch["audio"], self.sample_rate)
-        tokens = {key: value.to(waveform.device) for key, value in self.clap.tokenize(captions).items()}
-        first = windows(waveform, self.params.clap.window_samples)[:, 0]
-        return self.state.modules["clap"](first, tokens)
+        return windows(waveform, self.params.clap.window_samples)[:, 0]
 
 
 def _valid_clips(reader: ShardReader, params: Params) -> TrackClips | None:
@@ -159,9 +192,8 @@ def train_clap(params: Params, shards: Path, out: Path, checkpoints: Path, **opt
 
     Raises DataError, ModelError and Interrupted as `stages.training.loop.train` does.
     """
-    reader = ShardReader(shards)
-    task = ClapTask(reader, params)
-    identity = training_identity(params, "clap", "audio", shards=reader.digest)
+    task = ClapTask(ShardReader(shards), params)
+    identity = training_identity(params, "clap", "audio", **task.origin)
     history = train(task, checkpoints=checkpoints, identity=identity, **options)
     if history.best_step is not None:
         checkpoint.load(history.run / f"step-{history.best_step:08d}", task.state)
@@ -169,7 +201,8 @@ def train_clap(params: Params, shards: Path, out: Path, checkpoints: Path, **opt
     if is_main_process():
         with averaged_weights(task.state):
             history.figures |= whole_split(task)
-            save(task.clap.eval(), out, of_training(params, history, reader.digest))
+            card = of_training(params, history, task.origin["data"]) | {"origin": task.origin}
+            save(task.clap.eval(), out, card)
     return history
 
 

@@ -16,7 +16,7 @@ from stages import params
 from stages.audio import io
 from stages.audio.descriptors import SAMPLE_RATE, VERSION, Descriptors, compile_librosa, describe
 from stages.audio.musicnn import MusicNN, Name, load_musicnn
-from stages.data.manifest import Track, read_manifest
+from stages.data.manifest import Manifest, Track, read_manifest
 from stages.data.parallel import run_each
 from stages.errors import DataError
 from stages.progress import Progress, silent
@@ -65,12 +65,14 @@ def write_captions(
     progress: Progress = silent,
     *,
     dask: str | None = None,
-) -> dict[str, int]:
-    """Measure every track and write `out`/captions.jsonl, and prompts.csv of the test split; returns counts.
+) -> dict[str, Any]:
+    """Measure every track and write `out`/captions.jsonl, and prompts.csv of the test split.
 
-    Measurements are kept in `out`/tracks under the audio's hash, so that an interrupted run goes on, and other
-    words, tempos or seeds measure nothing again. `jobs` processes at a time (default: one for each CPU), or a
-    Dask cluster. Raises DataError for unreadable audio and for a track without a row in `beats`.
+    Returns counts, and as `example` the row of the first track that words were added to. With `captions.measured` false
+    nothing is measured, and the captions are the user's own. Measurements are kept in `out`/tracks under the audio's
+    hash, so that an interrupted run goes on, and other words, tempos or seeds measure nothing again. `jobs` processes
+    at a time (default: one for each CPU), or a Dask cluster. Raises DataError for unreadable audio and for a track
+    without a row in `beats`.
     """
     manifest = read_manifest(audio_manifest)
     again = "Track the beats: musicldm prep beats"
@@ -78,7 +80,22 @@ def write_captions(
     missing = [track.id for track in manifest.tracks if track.id not in tempos]
     if missing:
         raise DataError(f"{beats} has no row for track {missing[0]} ({len(missing)} are missing).", again)
-    tagged = settings.captions.tags > 0
+    words: dict[str, list[Word]] = {}
+    if settings.captions.measured:
+        measured = _measure_all(manifest, out, settings.captions.tags > 0, jobs, progress, dask)
+        words = {id: find_words(found, tempos[id], settings) for id, found in measured.items()}
+    rows = [_row(track, words.get(track.id, []), settings.captions.seed) for track in manifest.tracks]
+    prompts = [(row["id"], row["caption"]) for row in rows if row["split"] == "test"]
+    write_text(out / PROMPTS, _csv([("id", "prompt"), *prompts]))
+    write_jsonl(out / CAPTIONS, rows)
+    counts = {"tracks": len(rows), "words": sum(len(row["words"]) for row in rows), "prompts": len(prompts)}
+    return counts | {"example": next((row for row in rows if row["words"]), None)}
+
+
+def _measure_all(
+    manifest: Manifest, out: Path, tagged: bool, jobs: int | None, progress: Progress, dask: str | None
+) -> dict[str, Descriptors]:
+    """Each track's measurements, by its id; those in `out`/tracks are kept."""
     kept = {track.id: _kept(out, track, tagged) for track in manifest.tracks}
     todo = {kept[track.id]: manifest.audio_path(track).absolute() for track in manifest.tracks}
     todo = {file: path for file, path in todo.items() if not file.exists()}
@@ -87,11 +104,7 @@ def write_captions(
     targets, items = list(todo), [(path, tagged) for path in todo.values()]
     for index, found in run_each(_measure, items, jobs=jobs, dask=dask, label="Captions", progress=progress):
         write_json(targets[index], asdict(found))
-    rows = [_row(track, _read(kept[track.id]), tempos[track.id], settings) for track in manifest.tracks]
-    prompts = [(row["id"], row["caption"]) for row in rows if row["split"] == "test"]
-    write_text(out / PROMPTS, _csv([("id", "prompt"), *prompts]))
-    write_jsonl(out / CAPTIONS, rows)
-    return {"tracks": len(rows), "words": sum(len(row["words"]) for row in rows), "prompts": len(prompts)}
+    return {id: _read(file) for id, file in kept.items()}
 
 
 def _kept(out: Path, track: Track, tagged: bool) -> Path:
@@ -116,13 +129,12 @@ def _measure(path: Path, tagged: bool) -> Descriptors:
     return describe(samples, _taggers[TAGGER] if tagged else None)
 
 
-def _row(track: Track, found: Descriptors, tempo: dict[str, Any], settings: params.Params) -> dict[str, Any]:
-    words = find_words(found, tempo, settings)
-    seed = int.from_bytes(hashlib.sha256(f"{settings.captions.seed} {track.id}".encode()).digest()[:8], "big")
+def _row(track: Track, words: list[Word], seed: int) -> dict[str, Any]:
+    own_seed = int.from_bytes(hashlib.sha256(f"{seed} {track.id}".encode()).digest()[:8], "big")
     return {
         "id": track.id,
         "split": track.split,
-        "caption": join(track.caption, words, np.random.default_rng(seed)),
+        "caption": join(track.caption, words, np.random.default_rng(own_seed)),
         "original": track.caption,
         "words": [{"text": word.text, "measure": word.measure, "value": word.value} for word in words],
     }

@@ -115,7 +115,7 @@ def _candidates(
         waveforms.append(pipeline.waveforms(part, counts, settings, partial(on_steps, len(part)), edit, nearest))
     by_prompt = torch.cat(waveforms).unflatten(0, (len(prompts), settings.candidates))
     for prompt, found in zip(prompts, by_prompt, strict=True):
-        ranked = pipeline.ranked(prompt, found)
+        ranked = pipeline.ranked(prompt, found, edit)
         yield prompt, [replace(clip, candidate=first + clip.candidate) for clip in ranked]
 
 

@@ -53,6 +53,11 @@ class Edit(Protocol):
         """What share of the denoising steps it takes."""
         ...
 
+    @property
+    def keeps_samples(self) -> bool:
+        """Whether the result holds samples of a file, which no gain may change; what is new then has its headroom."""
+        ...
+
     def identity(self) -> dict[str, Any]:
         """What of it decides the clips, for the manifest."""
         ...
@@ -102,6 +107,7 @@ class Init:
 
     sound: Sound
     strength: float
+    keeps_samples: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
@@ -132,6 +138,7 @@ class Continuation:
 
     sound: Sound
     strength: float = 1.0
+    keeps_samples: bool = True
 
     def identity(self) -> dict[str, Any]:
         return {"continue_sha256": self.sound.sha256}
@@ -183,6 +190,7 @@ class Inpainting:
     begin: float
     end: float
     strength: float = 1.0
+    keeps_samples: bool = True
 
     def __post_init__(self) -> None:
         """Raises UsageError for a span that is not inside the file, too short, or all of it."""

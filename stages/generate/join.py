@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.audio.level import PEAK
+
 PREDICTED_FROM = 2048  # samples of the end that a continuation's first moments are predicted from
 ORDER = 64
 WHITE_NOISE = 1e-5  # added to the autocorrelation at lag 0, so that pure tones have a solution, too
@@ -44,8 +46,8 @@ def predicted(samples: Tensor, count: int) -> Tensor:
 
 def level_like(audio: Tensor, reference: Tensor, where: slice | Tensor) -> Tensor:
     """Waveforms (B, L) scaled so that at `where` they are as loud (RMS) as `reference` is there, each by at most
-    MOST_GAIN and to at most full scale: vocoders do not keep the level of what they were given."""
+    MOST_GAIN and to at most PEAK: vocoders do not keep the level of what they were given."""
     wanted = reference[where].square().mean().sqrt()
     heard = audio[:, where].square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
     gain = (wanted / heard).clamp(1 / MOST_GAIN, MOST_GAIN)
-    return audio * torch.minimum(gain, 1 / audio.abs().amax(1, keepdim=True).clamp(min=1e-6))
+    return audio * torch.minimum(gain, PEAK / audio.abs().amax(1, keepdim=True).clamp(min=1e-6))

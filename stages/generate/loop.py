@@ -33,6 +33,7 @@ class Loop:
     bpm: float
     metre: int = 4
     strength: float = 1.0
+    keeps_samples: bool = False
 
     def __post_init__(self) -> None:
         if self.bars < 1 or self.metre < 1 or not 0 < self.bpm < math.inf:

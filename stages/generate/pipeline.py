@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from stages.audio.level import limited
 from stages.clap.model import Clap, load_clap
 from stages.errors import ModelError
 from stages.generate.edit import Canvas, Edit
@@ -43,7 +44,7 @@ CANDIDATE_STEP = 2_654_435_769  # 2^32 over the golden ratio: far from the seeds
 
 @dataclass(frozen=True)
 class Clip:
-    """One finished clip: waveform (L,) float32 within [-1, 1], the gain that kept it there (1: untouched), its
+    """One finished clip: waveform (L,) float32 with headroom, the gain that made it (1: untouched), its
     CLAP similarity to the prompt, which candidate it is, and the nearest training clip where there is an index."""
 
     prompt: Prompt
@@ -206,18 +207,20 @@ class Pipeline(nn.Module):
         audio = torch.cat([self.clap.embed_audio(row[None], rate) for row in heard])
         return (audio @ self.embed([prompt.prompt]).T)[:, 0]
 
-    def ranked(self, prompt: Prompt, waveforms: Tensor) -> list[Clip]:
-        """The candidates (N, L), the one that fits the prompt best first, scaled down where they would clip."""
+    def ranked(self, prompt: Prompt, waveforms: Tensor, edit: Edit | None = None) -> list[Clip]:
+        """The candidates (N, L), the one that fits the prompt best first, scaled down where they lack headroom.
+
+        Those of an edit that keeps a file's samples stay as they are.
+        """
         scores = self.score(prompt, waveforms)
         order = scores.argsort(descending=True, stable=True).tolist()
-        return [Clip(prompt, *_limited(waveforms[k].cpu()), float(scores[k]), k) for k in order]
+        finish = _unscaled if edit is not None and edit.keeps_samples else limited
+        return [Clip(prompt, *finish(waveforms[k].cpu()), float(scores[k]), k) for k in order]
 
     def _null(self, prompts: Sequence[Prompt]) -> Tensor:
         """What guidance leads away from, (B, D): the learned null vector, or the negative prompt's embedding."""
         return torch.stack([self.ldm.null if p.negative is None else self.embed([p.negative])[0] for p in prompts])
 
 
-def _limited(waveform: Tensor) -> tuple[Tensor, float]:
-    peak = float(waveform.abs().max())
-    gain = 1.0 if peak <= 1 else 1 / peak
-    return waveform * gain, gain
+def _unscaled(waveform: Tensor) -> tuple[Tensor, float]:
+    return waveform, 1.0

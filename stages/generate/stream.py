@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from stages.audio.io import quantise
+from stages.audio.level import limiter
 from stages.errors import ModelError
 from stages.generate.pipeline import CANDIDATE_STEP, Pipeline
 from stages.generate.prompts import SEED_LIMIT, Prompt
@@ -65,11 +66,12 @@ def _pieces(
         heard = torch.cat(mels, 1)
         begin = frames - heard.shape[1]
         audio = vocode(pipeline.vocoder, heard, pipeline.params.clip_frames)[0].float().cpu()
+        audio = limiter(audio, pipeline.params.audio.sample_rate)
         audio = audio[(done - begin) * hop : (ready - begin) * hop][: total - sent]
         if not audio.isfinite().all():
             raise ModelError("The model gave values that are not numbers.", "Check it: musicldm model verify")
         if len(audio):
-            yield quantise(audio.clamp(-1, 1).numpy())
+            yield quantise(audio.numpy())
         sent, done = sent + len(audio), ready
         mels = [heard[:, max(0, done - begin - CONTEXT_FRAMES) :]]
 

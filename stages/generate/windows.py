@@ -15,7 +15,8 @@ from torch import Tensor
 from stages.vae.model import Vae
 from stages.vocoder.model import Vocoder
 
-CONTEXT_FRAMES = 32  # more than a HiFi-GAN V1 hears to either side of a frame (about 22)
+CONTEXT_FRAMES = 40  # more than what bears on a frame from either side: a HiFi-GAN V1's about 22, a Vocos' of 8 blocks
+# and its STFT's 31, then 5 of the offset and 2 of a stream's limiter
 Function = Callable[[Tensor], Tensor]
 
 

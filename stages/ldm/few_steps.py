@@ -43,7 +43,7 @@ class FewStepsTask:
         self.model = model.train()
         lora.add(self.model, self.few.lora_rank)
         self.model.unet.to(memory_format=torch.channels_last)
-        self.state = build_state({"few_steps": self.model}, self.settings)
+        self.state = build_state({"few_steps": self.model}, self.settings, len(self.dataset))
         self.alpha_bar = diffusion.alphas_cumprod(params.ldm)
         self.times = diffusion.few_times(self.few.steps, params.ldm.diffusion_steps)
 

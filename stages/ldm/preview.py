@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from stages.audio import io
+from stages.audio.level import limited
 from stages.errors import UsageError
 from stages.ldm.mixup import Mix, Mixer
 from stages.ldm.train import build_task
@@ -52,7 +53,7 @@ def write_preview(
             audio = mixer.mix_audio([mix], weight)[0].numpy()
         wav = out / f"mixup-{number:02d}.wav"
         wav.parent.mkdir(parents=True, exist_ok=True)
-        io.write(wav, audio, params.audio.sample_rate)
+        io.write(wav, limited(torch.from_numpy(audio))[0].numpy(), params.audio.sample_rate)
         _draw(mixer, mix, audio, wav.with_suffix(".png"))
         first, second = (mixer.shards.tracks[mixer.latents.windows[row].track].id for row in (mix.first, mix.second))
         beats, downbeats = zip(_grid(mixer, mix.first), _grid(mixer, mix.second), strict=True)

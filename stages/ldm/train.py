@@ -57,7 +57,7 @@ class LdmTask:
         if self.ldm.lora_rank:
             lora.add(self.model, self.ldm.lora_rank)
         self.model.unet.to(memory_format=torch.channels_last)  # what convolutions on matrix units want
-        self.state = build_state({"ldm": self.model}, self.settings)
+        self.state = build_state({"ldm": self.model}, self.settings, len(self.dataset))
         if self.bank is not None:
             self.state.uses = self.bank.uses
         self.alpha_bar = diffusion.alphas_cumprod(self.ldm)

@@ -49,7 +49,8 @@ def training_identity(params: Params, network: str, *sections: str, **data: str)
     """What makes a training the same one: every parameter of its sections, key by key, its data's digests, and the
     revision of its results.
 
-    With a cosine schedule the number of steps belongs to it, else a longer training goes on from a shorter.
+    With a cosine schedule the number of steps belongs to it, else a longer training goes on from a shorter. A model to
+    start from counts by its digest in `data` (init_from, text_init), not by where it lies.
     """
     identity: dict[str, str] = {}
 
@@ -66,6 +67,10 @@ def training_identity(params: Params, network: str, *sections: str, **data: str)
     for key in FREE_KEYS:
         if key != "steps" or schedule != '"cosine"':
             identity.pop(f"{network}.train.{key}", None)
+    if schedule != '"exponential"':
+        identity.pop(f"{network}.train.lr_decay", None)
+    for key in data:
+        identity.pop(f"{network}.{key}", None)
     return identity | data | {f"{network}.version": str(VERSIONS[network])}
 
 

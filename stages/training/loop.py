@@ -30,7 +30,7 @@ from stages.training.log import Journal, journal, show
 from stages.training.samples import Sample
 from stages.training.sharding import Sharding, check_shards
 from stages.training.signals import stop_signals
-from stages.training.state import Sampling, State, Task, averaged_weights
+from stages.training.state import Sampling, State, Surveying, Task, averaged_weights
 
 LOG_EVERY = 10  # steps
 Say = Callable[[str], None]
@@ -201,8 +201,12 @@ class Run:
 
     def step(self, batch: Batch, step: int, backward: Backpropagation, written: Journal) -> None:
         """One optimizer step over all micro-batches, or none where a loss or gradient is not finite."""
-        torch.manual_seed(step_seed(self.settings.seed, step, self.accelerator.process_index))
+        seed = step_seed(self.settings.seed, step, self.accelerator.process_index)
         parts = micro_batches(batch, self.settings.accumulation)
+        if len(parts) > 1 and isinstance(self.task, Surveying):
+            torch.manual_seed(seed)
+            self.task.survey(parts)
+        torch.manual_seed(seed)
         sums: dict[str, float] = {}
         for number, part in enumerate(parts):
             with backward.part(last=number == len(parts) - 1):
@@ -222,7 +226,7 @@ class Run:
             if (step + 1) % LOG_EVERY == 0:
                 more = {f"norm/{name}": value for name, value in norms.items()}
                 more |= {f"lr/{name}": o.param_groups[0]["lr"] for name, o in self.state.optimizers.items()}
-                written.figures(step + 1, sums | more | self.clock.figures())
+                written.figures(step + 1, self._mean(sums) | more | self.clock.figures())
 
     def _count(self, bad: bool, step: int, batch: Batch) -> None:
         in_a_row = self.position.bad_steps + 1 if bad else 0
@@ -253,7 +257,9 @@ class Run:
         step, best = self.position.step, self.position.best_loss
         self.history.valid = sums
         written.figures(step, {f"valid/{name}": value for name, value in sums.items()})
-        self.log(f"step {step}: train {show(self.history.losses)}; valid {show(sums)}")
+        self.history.losses = self._mean(self.history.losses)
+        trained = f"train {show(self.history.losses)}; " if self.history.losses else ""  # none yet after a resume
+        self.log(f"step {step}: {trained}valid {show(sums)}")
         improved = bool(np.isfinite(sums["loss"])) and (best is None or sums["loss"] < best)
         if improved:
             self.position = Position(step, self.position.bad_steps, step, sums["loss"])
@@ -309,6 +315,13 @@ class Run:
         if self.accelerator.num_processes == 1:
             return here
         return bool(self.accelerator.reduce(torch.tensor(float(here), device=self.accelerator.device)) > 0)
+
+    def _mean(self, figures: dict[str, float]) -> dict[str, float]:
+        """The means over all processes; all must ask for them."""
+        if self.accelerator.num_processes == 1:
+            return figures
+        values = torch.tensor(list(figures.values()), dtype=torch.float64, device=self.accelerator.device)
+        return dict(zip(figures, self.accelerator.reduce(values, "mean").tolist(), strict=True))
 
     def _journal(self, trackers: Sequence[str]) -> AbstractContextManager[Journal]:
         main = self.accelerator.is_main_process

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.audio import io
+from stages.audio.level import limited
 from stages.store import atomic_file
 
 
@@ -21,7 +22,7 @@ class Sample:
     sample_rate: int = 0
 
     def waveform(self) -> NDArray[np.float32] | None:
-        return None if self.audio is None else self.audio.float().cpu().numpy().clip(-1, 1)
+        return None if self.audio is None else limited(self.audio.float().cpu())[0].numpy()
 
     def picture(self) -> Any:
         """A matplotlib figure; all mels of it share one scale of colours, so that they can be compared."""

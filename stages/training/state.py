@@ -71,6 +71,14 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class Surveying(Protocol):
+    """A task whose loss is no mean over micro-batches, so that it must see all of them before its steps."""
+
+    def survey(self, parts: list[dict[str, Tensor]]) -> None:
+        """Look at the micro-batches of a step, without gradients; torch's random numbers come again in its steps."""
+
+
+@runtime_checkable
 class Sampling(Protocol):
     """A task of which one can see and hear something."""
 
@@ -78,11 +86,14 @@ class Sampling(Protocol):
         """What the networks make of a batch of the valid split; random draws from `generator` only."""
 
 
-def build_state(modules: dict[str, nn.Module], settings: Training) -> State:
-    """One optimizer and schedule for each module, and the first one's moving average where settings want it."""
+def build_state(modules: dict[str, nn.Module], settings: Training, items: int) -> State:
+    """One optimizer and schedule for each module, and the first one's moving average where settings want it.
+
+    `items` is the length of the training set.
+    """
     optimizers = {name: build_optimizer(module.parameters(), settings) for name, module in modules.items()}
     schedulers: dict[str, LRScheduler] = {
-        name: build_scheduler(optimizer, settings) for name, optimizer in optimizers.items()
+        name: build_scheduler(optimizer, settings, items) for name, optimizer in optimizers.items()
     }
     return State(modules, optimizers, schedulers, build_ema(next(iter(modules.values())), settings))
 
@@ -99,14 +110,17 @@ def build_optimizer(parameters: Iterable[nn.Parameter], settings: Training) -> O
     )
 
 
-def build_scheduler(optimizer: Optimizer, settings: Training) -> LambdaLR:
-    """Linear warm-up over warmup_steps, then constant, or half a cosine down to 0 at the last step."""
+def build_scheduler(optimizer: Optimizer, settings: Training, items: int) -> LambdaLR:
+    """Linear warm-up over warmup_steps, then constant, or half a cosine down to 0 at the last step, or lr_decay to the
+    power of the finished passes over the training set of `items` (as HiFi-GAN's)."""
 
     def factor(step: int) -> float:
         if step < settings.warmup_steps:
             return (step + 1) / settings.warmup_steps
         if settings.schedule == "constant":
             return 1.0
+        if settings.schedule == "exponential":
+            return float(settings.lr_decay ** (step * settings.batch_size // items))
         share = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 

@@ -2,7 +2,8 @@
 
 The recipe of latent diffusion's first stage (Rombach et al. 2022, ldm/modules/losses/contperceptual.py) without
 its image-perceptual term, as AudioLDM uses it. Its sums over a clip are divided by the clip's mel bins here, a
-common factor that Adam does not see, so that figures do not depend on the clip's length.
+common factor that Adam does not see, so that figures do not depend on the clip's length. What is no multiple of the
+loss, the limit of the adversarial weight, is divided with it.
 """
 
 import math
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WEIGHT_LIMIT = 1e4  # of the adaptive adversarial weight
+WEIGHT_LIMIT = 1e4  # of the adaptive adversarial weight, of a loss that is summed over a clip
 LEAK = 0.2
 
 
@@ -67,12 +68,12 @@ def hinge_maker_loss(made: Tensor) -> Tensor:
     return -made.mean()
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
-    """||grad of reconstruction|| / (||grad of adversarial|| + 1e-4), in [0, 1e4], detached (VQGAN, equation 7).
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, bins: int) -> Tensor:
+    """||grad of reconstruction|| / (||grad of adversarial|| + 1e-4), in [0, 1e4 / bins], detached (VQGAN, equation 7).
 
-    Both gradients are those at the decoder's last layer.
+    Both gradients are those at the decoder's last layer; `bins` is what the reconstruction loss was divided by.
     """
-    return (reconstruction.norm() / (adversarial.norm() + 1e-4)).clamp(0.0, WEIGHT_LIMIT).detach()
+    return (reconstruction.norm() / (adversarial.norm() + 1e-4)).clamp(0.0, WEIGHT_LIMIT / bins).detach()
 
 
 def last_layer_gradient(loss: Tensor, weight: Tensor) -> Tensor:

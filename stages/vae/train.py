@@ -69,7 +69,7 @@ class VaeTask:
         modules = {"vae": Autoencoding(self.vae), "discriminator": self.judge}
         for module in modules.values():
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.state = build_state(modules, self.settings)
+        self.state = build_state(modules, self.settings, len(self.dataset))
         self.phases: tuple[int, ...] = (0, params.vae.adversarial_start)
 
     def step(self, batch: dict[str, Tensor], step: int, backward: Backward) -> dict[str, Tensor]:
@@ -101,8 +101,8 @@ class VaeTask:
         with frozen(self.judge):
             adversarial = hinge_maker_loss(self.judge(made))
         last = self.vae.decoder.conv_out.weight
-        gradients = [backward.mean(last_layer_gradient(loss, last)) for loss in (reconstruction, adversarial)]
-        return adversarial, self.params.vae.adversarial_weight * adaptive_weight(*gradients)
+        wanted, other = (backward.mean(last_layer_gradient(loss, last)) for loss in (reconstruction, adversarial))
+        return adversarial, self.params.vae.adversarial_weight * adaptive_weight(wanted, other, made[0].numel())
 
     def validate(self, batch: dict[str, Tensor], _generator: torch.Generator) -> dict[str, Tensor]:
         """L1 of the log-mel through the posterior's mean, and the KL term."""

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 from transformers.utils.logging import disable_progress_bar
 
+from stages.audio.level import without_offset
 from stages.audio.mel import clip_mel
 from stages.errors import ModelError
 from stages.params import Params
@@ -92,9 +93,8 @@ class Vocoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, mel: Tensor) -> Tensor:
-        """Log-mel (B, T, F) -> waveform (B, T * hop_length) in [-1, 1]."""
-        waveform: Tensor = self.finish(self.network(mel), mel)
-        return waveform
+        """Log-mel (B, T, F) -> waveform (B, T * hop_length) without an offset, which no mel shows to the network."""
+        return without_offset(self.finish(self.network(mel), mel).float(), self.params.audio.sample_rate)
 
 
 def load_vocoder(folder: Path) -> Vocoder:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import SpeechT5HifiGan
 
+from stages.audio.level import without_offset
 from stages.audio.mel import clip_mel
 from stages.data.dataset import ClipDataset
 from stages.data.shards import ShardReader
@@ -57,7 +58,8 @@ class VocoderTask:
             self.generator.apply_weight_norm()
         self.vocoder = Vocoder(self.generator, params)
         self.judge = Discriminators(vocoder.periods, vocoder.scales, vocoder.discriminator_channels)
-        self.state = build_state({"generator": self.generator, "discriminator": self.judge}, self.settings)
+        modules = {"generator": self.generator, "discriminator": self.judge}
+        self.state = build_state(modules, self.settings, len(self.dataset))
         self.phases: tuple[int, ...] = (0, vocoder.adversarial_start)
 
     def step(self, batch: dict[str, Tensor], step: int, backward: Backward) -> dict[str, Tensor]:
@@ -123,9 +125,9 @@ class VocoderTask:
 
     def samples(self, batch: dict[str, Tensor], _generator: torch.Generator) -> list[Sample]:
         """Whole clips' sound from their mels, and the log-mels of both."""
-        heard = self._sound(self._through_vae(self._mel(batch["audio"])))
-        real, made = self._mel(batch["audio"]), self._mel(heard)
         rate = self.params.audio.sample_rate
+        heard = without_offset(self._sound(self._through_vae(self._mel(batch["audio"]))).float(), rate)
+        real, made = self._mel(batch["audio"]), self._mel(heard)
         return [Sample({"real": real[n], "made": made[n]}, heard[n], rate) for n in range(len(real))]
 
     def track_id(self, track: int) -> str:

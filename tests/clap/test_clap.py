@@ -157,11 +157,11 @@ def test_saved_and_loaded_by_us_and_by_transformers(clap, tmp_path):
     with torch.no_grad():
         found = theirs.get_text_features(**tokens).pooler_output
     torch.testing.assert_close(clap.embed_text(CAPTIONS), found, atol=1e-5, rtol=0)
-    assert torch.equal(load_pretrained(clap.params, str(folder)).embed_text(CAPTIONS), clap.embed_text(CAPTIONS))
+    assert torch.equal(load_pretrained(clap.params, str(folder))[0].embed_text(CAPTIONS), clap.embed_text(CAPTIONS))
     other = resolve({"preset": "tiny", "clap": {"projection_dim": 32}})
     with pytest.raises(ModelError, match="projection"):
         load_pretrained(other, str(folder))
-    with pytest.raises(ModelError, match="No CLAP model"):
+    with pytest.raises(ModelError, match=r"clap.init_from .*nothing is no folder, and cannot be had from the hub"):
         load_pretrained(clap.params, str(tmp_path / "nothing"))
 
 
@@ -177,7 +177,7 @@ def test_a_hub_id_is_a_start(clap, tmp_path):
     clap.tokenizer.save_pretrained(snapshot)
     script = (
         "import sys, torch; from stages.params import Params; from stages.clap.model import load_pretrained\n"
-        "clap = load_pretrained(Params.model_validate_json(sys.argv[1]), 'somebody/clap').eval()\n"
+        "clap = load_pretrained(Params.model_validate_json(sys.argv[1]), 'somebody/clap')[0].eval()\n"
         "torch.save(clap.embed_text(sys.argv[3:]), sys.argv[2])"
     )
     call = [sys.executable, "-c", script, clap.params.model_dump_json(), str(tmp_path / "found.pt"), *CAPTIONS]
@@ -188,4 +188,4 @@ def test_a_hub_id_is_a_start(clap, tmp_path):
     torch.save(clap.model.state_dict(), snapshot / "pytorch_model.bin")
     refused = subprocess.run(call, env=environment, stderr=subprocess.PIPE, text=True)
     assert refused.returncode == 1
-    assert "ModelError: No CLAP model can be read from somebody/clap" in refused.stderr
+    assert "ModelError: No CLAP model can be read from" in refused.stderr

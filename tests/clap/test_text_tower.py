@@ -1,5 +1,6 @@
 """The text tower's start from BERT and RoBERTa, and captions cut to keywords."""
 
+import shutil
 import string
 from collections import Counter
 
@@ -21,7 +22,7 @@ from stages.clap.text_tower import read_text_tower
 from stages.clap.tokenizer import train_tokenizer
 from stages.clap.train import save
 from stages.errors import MissingDependencyError, ModelError
-from stages.params import resolve
+from stages.params import preset, resolve
 from stages.store import sha256
 
 CAPTIONS = ["calm piano with strings", "Drums, fast and loud", "zither"]
@@ -130,6 +131,26 @@ def test_a_package_with_a_model_inside_is_a_source(bert, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     tower = read_text_tower(params(len(VOCAB)).clap, "package:text_model_wheel")
     assert tower.tokenizer.tokenize("calm piano") == ["calm", "piano"]
+
+
+def test_a_towers_digest_follows_its_files(roberta, tmp_path):
+    chosen = params(300)
+    copy = shutil.copytree(roberta, tmp_path / "copy")
+    digests = [read_text_tower(chosen.clap, str(folder)).digest for folder in (roberta, copy)]
+    RobertaModel.from_pretrained(copy).half().float().save_pretrained(copy)
+    digests.append(read_text_tower(chosen.clap, str(copy)).digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_papers_tower_without_a_network_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    chosen = preset("paper").clap
+    assert (chosen.text_init, chosen.text.vocab_size, preset("released").clap.text_init) == (
+        "FacebookAI/roberta-base", 50_265, "FacebookAI/roberta-base",
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="cannot be had from the hub") as caught:
+        read_text_tower(chosen, str(chosen.text_init))
+    assert "hf download FacebookAI/roberta-base --local-dir DIR; then -S clap.text_init=DIR" in caught.value.remedy
 
 
 def test_phrases_of_captions():

@@ -1,16 +1,18 @@
 """CLAP's training on real clips: one clip a track, learning, its gradients over two processes."""
 
+import shutil
 import sys
 
 import pytest
 import torch
 
 from stages.clap.model import load_clap
-from stages.clap.train import ClapTask, train_clap
+from stages.clap.train import ClapTask, contrastive_loss, train_clap
 from stages.data.dataset import StepBatches
 from stages.data.shards import ShardReader, write_shards
 from stages.params import resolve
 from stages.store import model_card
+from stages.training.batches import micro_batches
 from tests.clap.two_ranks import features, loss_of
 from tests.ldm.toy import TOY, write_collection
 from tests.training.demo import demo_shards
@@ -60,6 +62,73 @@ def test_it_overfits_four_real_clips(tmp_path):
     chosen = params(100, batch_size=4, learning_rate=5e-4, warmup_steps=30, schedule="constant", valid_every=100)
     history = train_clap(chosen, demo_shards(tmp_path / "demo", chosen, 2.6), tmp_path / "clap", tmp_path / "ck")
     assert history.losses["loss"] < 0.1  # chance is log 4 = 1.39
+
+
+def test_a_model_to_start_from_counts_by_its_content(shards, tmp_path):
+    """Moved, it is the same training; another one in its place is not."""
+    train_clap(params(1), shards, tmp_path / "first", tmp_path / "ck")
+    further = resolve(params(2).model_dump(), [f"clap.init_from={tmp_path / 'first'}"])
+    first = train_clap(further, shards, tmp_path / "second", tmp_path / "ck")
+    shutil.move(tmp_path / "first", tmp_path / "moved")
+    moved = resolve(further.model_dump(), [f"clap.init_from={tmp_path / 'moved'}"])
+    again = train_clap(moved, shards, tmp_path / "second", tmp_path / "ck")
+    assert (again.run, again.resumed_at) == (first.run, 2)
+    assert set(model_card(tmp_path / "second")["origin"]) == {"data", "init_from"}
+    shutil.rmtree(tmp_path / "moved")
+    shutil.copytree(tmp_path / "second", tmp_path / "moved")
+    other = train_clap(moved, shards, tmp_path / "third", tmp_path / "ck")
+    assert (other.run == first.run, other.resumed_at) == (False, 0)
+
+
+def gradients(task, batch, parts=1):
+    """Of one step, as the loop takes it; the loss; and the buffers after it."""
+    if parts > 1:
+        torch.manual_seed(0)
+        task.survey(micro_batches(batch, parts))
+    torch.manual_seed(0)
+    for part in micro_batches(batch, parts):
+        loss = task.step(part, 0, lambda _name, loss: (loss / parts).backward())["loss"].detach()
+    return torch.cat([p.grad.flatten() for p in task.clap.parameters()]), float(loss), dict(task.clap.named_buffers())
+
+
+def clap_task(shards, accumulation, dropout):
+    task = ClapTask(ShardReader(shards), params(1, accumulation=accumulation))
+    for part in task.clap.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = dropout
+        if hasattr(part, "attention_dropout"):
+            part.attention_dropout = dropout
+    task.clap.train()
+    return task
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_accumulation_keeps_the_whole_batchs_gradient(shards, accumulation):
+    """Loss and batch statistics are those of all micro-batches together."""
+    whole, parts = (clap_task(shards, count, 0.0) for count in (1, accumulation))
+    batch = batch_of(whole.dataset, [(i, i) for i in range(8)])
+    wanted, loss, buffers = gradients(whole, batch)
+    found, its_loss, its_buffers = gradients(parts, batch, accumulation)
+    assert (found - wanted).norm() < 1e-5 * wanted.norm()
+    assert its_loss == pytest.approx(loss, rel=1e-6)
+    for name, value in buffers.items():
+        torch.testing.assert_close(its_buffers[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_comes_again_when_gradients_do(shards):
+    """Against one graph through all micro-batches, with the same random numbers."""
+    task, other = (clap_task(shards, 2, 0.5) for _ in range(2))
+    batch = batch_of(task.dataset, [(i, i) for i in range(8)])
+    found, loss, _ = gradients(task, batch, 2)
+    parts = micro_batches(batch, 2)
+    other.clap.measure([other._windows(part) for part in parts])
+    torch.manual_seed(0)
+    audio, text, *scales = zip(*(other._forward(part, other._drawn_captions(part)) for part in parts), strict=True)
+    wanted = contrastive_loss(torch.cat(audio), torch.cat(text), *(scale[0] for scale in scales))
+    wanted.backward()
+    wanted_gradient = torch.cat([p.grad.flatten() for p in other.clap.parameters()])
+    assert loss == pytest.approx(float(wanted.detach()), rel=1e-6)
+    assert (found - wanted_gradient).norm() < 1e-5 * wanted_gradient.norm()
 
 
 @pytest.mark.slow

@@ -132,6 +132,23 @@ def test_captions_keep_the_users_words_and_add_only_measured_ones(work):
     assert {"classical", "techno"} <= {word["text"] for row in rows for word in row["words"]}
 
 
+def test_the_command_says_that_it_adds_words_and_can_leave_it(work, typed, tmp_path):
+    beats, audio = ("--beats", work / "beats"), ("--audio", work / "audio")
+    shared = ("prep", "captions", *audio, *beats, "-j", "1", "-S", "preset=tiny")
+    code, said, _ = typed(tmp_path, *shared, "--out", work / "captions")
+    first = rows_of(work / "captions")[0]
+    assert code == 0
+    assert "measured words were added, and some will be wrong; captions.measured: false adds none" in said
+    assert f"before: {first['original']}\n  after:  {first['caption']}" in said
+    assert first["original"] != first["caption"]
+    code, said, _ = typed(tmp_path, *shared, "--out", tmp_path / "own", "-S", "captions.measured=false")
+    assert (code, "They are your own" in said, "after:" in said) == (0, True, False)
+    assert [(row["caption"], row["words"]) for row in rows_of(tmp_path / "own")] == [
+        (row["original"], []) for row in rows_of(work / "captions")
+    ]
+    assert not (tmp_path / "own" / "tracks").exists()  # nothing was measured
+
+
 def test_prompts_are_the_captions_of_the_test_split(work):
     with (work / "captions" / "prompts.csv").open(newline="") as file:
         prompts = list(csv.DictReader(file))

@@ -9,7 +9,7 @@ import torch
 
 from stages.audio.mel import clip_mel
 from stages.errors import DataError, UsageError
-from stages.generate.batch import generate_files
+from stages.generate.batch import generate_files, make_clips
 from stages.generate.edit import Continuation, Init, Inpainting, make_sound, parse_inpaint, read_sound
 from stages.generate.pipeline import Pipeline
 from stages.generate.prompts import Prompt
@@ -161,3 +161,21 @@ def typical_jump(audio):
     """The largest step of every 2 ms, their upper quarter's lower end."""
     steps = audio.diff().abs()
     return steps[: len(steps) // 32 * 32].unflatten(0, (-1, 32)).amax(1).quantile(0.75)
+
+
+@pytest.mark.parametrize("kind", ["continue", "inpaint"])
+def test_an_edit_of_loud_music_keeps_its_samples_and_gives_headroom_to_what_is_new(pipeline, clip, monkeypatch, kind):
+    """The file touches full scale, and the network is loud, with an offset."""
+    network = pipeline.vocoder.network.forward
+    monkeypatch.setattr(pipeline.vocoder.network, "forward", lambda mel: 8 * network(mel) + 0.5)
+    sound = make_sound((clip / clip.abs().max())[:19_200], RATE)
+    edit = Continuation(sound) if kind == "continue" else Inpainting(sound, 0.4, 0.8)
+    wanted = replace(PROMPT, seconds=edit.seconds(None, 1.28))
+    (made,) = make_clips(pipeline, [wanted], Settings("ddim", 4, 0.0, 1), edit=edit)
+    new = slice(19_200 + 320, None) if kind == "continue" else slice(6400 + 320, 12_800 - 320)
+    kept = torch.ones(len(made.waveform), dtype=torch.bool)
+    kept[slice(19_200, None) if kind == "continue" else slice(6400, 12_800)] = False
+    assert torch.equal(made.waveform[kept], sound.samples[kept[:19_200]])
+    assert made.gain == 1.0
+    assert made.waveform[new].abs().max() <= 10 ** (-1 / 20)
+    assert abs(made.waveform[new].mean()) < 0.01  # of less than a second

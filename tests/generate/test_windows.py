@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Generator
 
+from stages.audio.level import limiter
 from stages.errors import UsageError
 from stages.generate import stream as stream_room
 from stages.generate.batch import make_clips
@@ -156,7 +157,7 @@ def test_a_stream_gives_out_sound_before_the_last_window_is_made(pipeline):
     windows = stream_room.count_windows(pipeline, 5.0)
     assert windows == 7
     first = next(pieces)
-    assert (len(first), len(steps)) == (32 * 160, 3)  # half a window but what the vocoder waits for
+    assert (len(first), len(steps)) == (24 * 160, 3)  # half a window but what the vocoder waits for
     rest = list(pieces)
     assert len(steps) == 3 * windows
     audio = np.concatenate([first, *rest]).astype(np.float32)
@@ -164,6 +165,21 @@ def test_a_stream_gives_out_sound_before_the_last_window_is_made(pipeline):
     places = np.cumsum([len(first), *(len(piece) for piece in rest)])[:-1]
     typical = np.quantile(steps_of[: len(steps_of) // 32 * 32].reshape(-1, 32).max(1), 0.75)
     assert all(steps_of[place - 16 : place + 16].max() < 3 * typical for place in places)
+
+
+def test_a_stream_has_headroom_and_no_offset_whatever_its_pieces(pipeline, monkeypatch):
+    """Against the same mel made to sound in one piece; the network is made four times as loud, with an offset."""
+    network = pipeline.vocoder.network.forward
+    monkeypatch.setattr(pipeline.vocoder.network, "forward", lambda mel: 4 * network(mel) + 0.3)
+    pieces = [piece / 32768 for piece in stream(pipeline, prompt(4.0), QUICK)]
+    audio = np.concatenate(pieces)
+    assert len(pieces) > 4
+    assert np.abs(audio).max() <= 10 ** (-1 / 20)
+    assert (np.abs(audio) > 0.85).any()  # else the limiter had nothing to do
+    assert abs(audio.mean()) < 1e-3
+    mels = torch.cat(list(stream_room._mels(pipeline, prompt(4.0), QUICK, lambda: None, 6)), 1)
+    whole = limiter(pipeline.vocoder(mels)[0], RATE)[: len(audio)]
+    assert np.abs(audio - whole.numpy()).max() < 1e-3
 
 
 def test_a_stream_of_impossible_length_is_refused_before_it_begins(pipeline):

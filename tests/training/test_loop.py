@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import sys
 from itertools import pairwise
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from stages.errors import DataError, Interrupted, ModelError, ParamsError
-from stages.params import preset
+from stages.params import preset, resolve
 from stages.training import checkpoint, loop
 from stages.training.loop import train
 from stages.training.state import averaged_weights, build_scheduler, ema_decay
@@ -95,6 +96,13 @@ def test_the_same_training_twice_at_once_is_refused(tmp_path):
     task.step = step_and_start_again
     _, history, _ = run(tmp_path, task)
     assert history.steps == 12
+
+
+def test_a_finished_training_says_its_validation_again(tmp_path):
+    _, _, first = run(tmp_path)
+    _, _, again = run(tmp_path)  # which takes no step, so that it has no losses of one
+    assert "train loss" in first[-1]
+    assert re.fullmatch(r"step 12: valid loss \S+", again[-1])
 
 
 def test_a_longer_training_goes_on_only_from_checkpoints_it_would_pass(tmp_path):
@@ -195,7 +203,11 @@ def test_identity_names_each_key_and_leaves_out_what_may_change():
     assert "vae.train.steps" not in identity
     assert "vae.train.keep_last" not in identity
     assert "vae.train.seed" in identity
+    assert "vae.train.lr_decay" not in identity
     assert "vocoder.train.steps" in checkpoint.training_identity(preset("tiny"), "vocoder")
+    assert "vocoder.train.lr_decay" in checkpoint.training_identity(preset("paper"), "vocoder")
+    started = checkpoint.training_identity(resolve({"preset": "tiny", "vae": {"init_from": "a"}}), "vae", init_from="d")
+    assert (started["init_from"], "vae.init_from" in started) == ("d", False)
 
 
 def test_steps_without_a_finite_loss_change_nothing(tmp_path):
@@ -257,10 +269,10 @@ def test_schedules_against_the_formula():
 
     parameter = torch.nn.Parameter(torch.zeros(1))
     rates = {}
-    for schedule in ("constant", "cosine"):
-        chosen = settings(schedule=schedule, warmup_steps=4, steps=12, learning_rate=1.0)
+    for schedule in ("constant", "cosine", "exponential"):
+        chosen = settings(schedule=schedule, warmup_steps=4, steps=12, learning_rate=1.0, lr_decay=0.9, batch_size=8)
         optimizer = torch.optim.SGD([parameter], lr=1.0)
-        scheduler = build_scheduler(optimizer, chosen)
+        scheduler = build_scheduler(optimizer, chosen, 27)  # a pass is 3.4 batches
         rates[schedule] = []
         for _ in range(12):
             rates[schedule].append(optimizer.param_groups[0]["lr"])
@@ -269,6 +281,7 @@ def test_schedules_against_the_formula():
     assert rates["constant"] == [0.25, 0.5, 0.75] + [1.0] * 9
     wanted = [0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8)]
     assert rates["cosine"] == pytest.approx([0.25, 0.5, 0.75, 1.0, *wanted])
+    assert rates["exponential"] == pytest.approx([0.25, 0.5, 0.75, 1.0, *[0.9] * 3, *[0.81] * 4, 0.729])
 
 
 def test_log_has_each_step_once_after_a_resume(tmp_path):
@@ -297,9 +310,12 @@ def test_two_processes_equal_one_at_the_same_global_batch(tmp_path, accumulation
     call = [sys.executable, "-m", "tests.training.toy", str(tmp_path)]
     with started(call, environments(2, ACCUMULATION=accumulation)) as ranks:
         assert [process.wait(timeout=240) for process in ranks] == [0, 0]
-    alone, _, _ = run(tmp_path / "alone", ToyTask(settings(steps=5), noise=False))
+    alone, _, said = run(tmp_path / "alone", ToyTask(settings(steps=5), noise=False))
     both = torch.load(tmp_path / "kept.pt", weights_only=True)
     parts = int(accumulation)
     assert both["uses"] == {(rank, n): parts * count for rank in (0, 1) for n, count in enumerate((2, 2, 1))}
+    shown, wanted = ([float(x) for x in re.findall(r"-?\d+\.\d+", " ".join(lines))] for lines in (both["said"], said))
+    assert shown == pytest.approx(wanted, rel=1e-3)  # means over both, not the first one's
+    assert len(wanted) == 2 * 3  # loss, judge and validation, at steps 4 and 5
     for a, b in zip(both["weights"], alone.state.network.parameters(), strict=True):
         torch.testing.assert_close(a, b.detach(), rtol=1e-4, atol=1e-6)

@@ -53,11 +53,12 @@ def alone(project, tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_processes_equal_one_at_the_same_global_batch(project, alone, tmp_path):
-    """All weights and the gradients' averages, with CLAP's similarities and batch statistics over both processes.
+    """All weights and the gradients' averages, with CLAP's similarities and batch statistics over both processes and
+    both of each one's micro-batches.
 
     Without the statistics of all clips together CLAP's gradients are 0.45 apart, not 0.0003.
     """
-    with started(command(project.work, tmp_path, *NAMES), environments(2)) as ranks:
+    with started(command(project.work, tmp_path, *NAMES, "clap.train.accumulation=2"), environments(2)) as ranks:
         assert [process.wait(timeout=280) for process in ranks] == [0, 0]
     for name in NAMES:
         same_training(tmp_path, alone[0], name)

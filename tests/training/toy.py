@@ -44,7 +44,7 @@ class ToyTask:
         self.settings, self.dataset, self.valid_dataset = settings, dataset or Vectors(), Vectors(8, seed=1)
         network = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Dropout(0.2 if noise else 0.0), nn.Linear(16, 8))
         self.judge = nn.Linear(8, 1)
-        self.state = build_state({"network": network, "judge": self.judge}, settings)
+        self.state = build_state({"network": network, "judge": self.judge}, settings, len(self.dataset))
         self.seen = []
 
     def step(self, batch, step, backward):
@@ -85,8 +85,13 @@ def bits(state):
 
 if __name__ == "__main__":  # one process of several: `toy.py OUT`, told its rank by the environment
     task = ToyTask(settings(steps=5, accumulation=int(os.environ.get("ACCUMULATION", "1"))), noise=False)
-    train(task, checkpoints=Path(sys.argv[1]), identity={"a": "1"})
+    said: list[str] = []
+    train(task, checkpoints=Path(sys.argv[1]), identity={"a": "1"}, log=said.append)
     if os.environ["RANK"] == "0":
-        kept = {"weights": [p.detach() for p in task.state.network.parameters()], "uses": dict(task.state.uses)}
+        kept = {
+            "weights": [p.detach() for p in task.state.network.parameters()],
+            "uses": dict(task.state.uses),
+            "said": said,
+        }
         torch.save(kept, Path(sys.argv[1]) / "kept.pt")
     torch.distributed.destroy_process_group()

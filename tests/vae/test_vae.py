@@ -70,9 +70,33 @@ def test_adaptive_weight_is_the_ratio_of_gradient_norms():
     weight = torch.tensor([1.0, 2.0], requires_grad=True)
     first, second = (weight * torch.tensor([3.0, 4.0])).sum(), (weight * torch.tensor([0.0, 2.0])).sum()
     gradients = [losses.last_layer_gradient(loss, weight) for loss in (first, second)]
-    assert losses.adaptive_weight(*gradients) == pytest.approx(5.0 / (2.0 + 1e-4))
-    assert losses.adaptive_weight(gradients[0], torch.zeros(2)) == losses.WEIGHT_LIMIT
+    assert losses.adaptive_weight(*gradients, bins=1) == pytest.approx(5.0 / (2.0 + 1e-4))
+    assert losses.adaptive_weight(gradients[0], torch.zeros(2), bins=50) == 1e4 / 50
     assert weight.grad is None
+
+
+@pytest.mark.parametrize("gain", [1.0, 1e-6])
+def test_the_decoders_loss_is_the_published_one_divided_by_the_bins(gain):
+    """Latent diffusion's: sums over a clip, and a weight of at most 1e4; a nearly blind critic (gain) reaches it."""
+    torch.manual_seed(0)
+    mel, layer, critic = torch.randn(3, 1, 16, 8), torch.nn.Linear(8, 8), gain * torch.randn(8)
+    made = layer(torch.randn(3, 1, 16, 8))
+    mean, logvar = layer.weight.expand(3, 8, 8), 0.1 * layer.weight.expand(3, 8, 8)
+
+    def gradient(loss):
+        return torch.autograd.grad(loss, layer.weight, retain_graph=True)[0]
+
+    nll, scores = (mel - made).abs().sum() / 3, made @ critic
+    kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum() / 3
+    ratio = min(float(gradient(nll).norm() / (gradient(-scores.mean()).norm() + 1e-4)), 1e4)
+    published = nll + kl + 0.5 * ratio * -scores.mean()
+
+    reconstruction, divergence = losses.vae_loss(mel, made, mean, logvar, 1.0)
+    adversarial = losses.hinge_maker_loss(scores)
+    gradients = [losses.last_layer_gradient(loss, layer.weight) for loss in (reconstruction, adversarial)]
+    ours = reconstruction + divergence + 0.5 * losses.adaptive_weight(*gradients, bins=128) * adversarial
+    assert (ratio == 1e4) == (gain < 1)
+    torch.testing.assert_close(gradient(ours) * 128, gradient(published), rtol=1e-5, atol=1e-4)
 
 
 def test_a_patch_score_depends_on_its_own_clip_only():

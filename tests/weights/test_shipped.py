@@ -12,6 +12,7 @@ import torch
 
 from stages.audio.mel import clip_mel
 from stages.data import debian_games
+from stages.generate.batch import make_clips
 from stages.generate.pipeline import Pipeline
 from stages.generate.prompts import Prompt
 from stages.generate.settings import Settings
@@ -68,6 +69,16 @@ def test_a_fresh_install_makes_music_offline(tmp_path, options):
     samples, rate = soundfile.read(tmp_path / said["paths"][0])
     assert rate == 16_000 and len(samples) == 163_840
     assert 0.01 < np.sqrt(np.mean(samples**2)) < 0.5
+
+
+def test_clips_have_headroom_and_no_offset():
+    """Of these four, before, one was at full scale and two had means of 0.006 and 0.007."""
+    pipeline = Pipeline.load(SHIPPED, "cpu", few_steps=True)
+    words = {3: "slow ambient pad", 6: "orchestral battle theme", 7: "lo-fi hip hop beat", 11: "choir in a cathedral"}
+    for seed, text in words.items():
+        (clip,) = make_clips(pipeline, [Prompt(text, text, seed, None, 1.0, 10.24)], Settings("few-steps", 6, 0.0, 1))
+        assert clip.waveform.abs().max() <= 10 ** (-1 / 20)
+        assert abs(clip.waveform.mean()) < 1e-4
 
 
 @pytest.mark.slow  # half a minute of music
