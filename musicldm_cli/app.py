@@ -3,10 +3,13 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from musicldm_cli.commands import data, doctor, evaluate, generate, init, model, params, prep, studio, train
 from musicldm_cli.output import Mode, Output
@@ -23,9 +26,39 @@ EXIT_CODES: dict[type[errors.MusicldmError], int] = {
     errors.GateError: 7,
     errors.Interrupted: 130,
 }
+GLOBAL = ("as_json", "quiet", "params_file", "work")  # parameters of `options` that every command takes
+
+
+class _OptionsAnywhere(TyperGroup):
+    """Its own options are taken behind a command's name, too: every command below gets copies of them."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        shared: list[Any] = [copy(option) for option in self.params if option.name in GLOBAL]
+        for option in shared:
+            option.callback, option.expose_value, option.rich_help_panel = _given_late, False, "Global options"
+        for command in _below(self):
+            command.params += shared
+
+
+def _below(group: Any) -> Iterator[Any]:
+    for command in group.commands.values():
+        yield command
+        if isinstance(command, TyperGroup):
+            yield from _below(command)
+
+
+def _given_late(context: Any, option: Any, value: Any) -> None:
+    """Have the session made again, with what was typed behind the command."""
+    if context.get_parameter_source(option.name).name == "COMMANDLINE":
+        root = context.find_root()
+        root.params[option.name] = value
+        root.command.callback(**root.params)  # which sets the obj of this, the current context
+
 
 app = typer.Typer(
     name="musicldm",
+    cls=_OptionsAnywhere,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="From a folder of captioned music to a trained, audited text-to-music model.",
@@ -75,7 +108,8 @@ def main() -> NoReturn:
     """Run the command line; every exit of the program is here."""
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = _run(Output("json" if "--json" in sys.argv[1:] else "human"))
+        words = sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]
+        code = _run(Output("json" if "--json" in words else "human"))
     except BrokenPipeError:  # the reader of our stdout went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1

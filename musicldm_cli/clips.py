@@ -64,10 +64,16 @@ class EditOptions:
 
         return with_tempo(prompt, self.bpm or LOOP["bpm"]) if self.loop else prompt
 
-    def make(self, found: Session, sample_rate: int) -> Edit | None:
-        """Raises UsageError for impossible settings, DataError for files that are not whole, or silent."""
+    def make(self, found: Session, params: Params) -> Edit | None:
+        """For a model of these parameters. Raises UsageError for what cannot be, DataError for files that are not
+        whole, silent, or too short."""
         if self.way is None:
             return None
+        edit = self._make(found, params.audio.sample_rate)
+        edit.check(params)
+        return edit
+
+    def _make(self, found: Session, sample_rate: int) -> Edit:
         from stages.generate import edit
 
         if self.loop:
@@ -111,11 +117,13 @@ class GateOptions:
         return self.most is not None or self.index is not None or self.avoid > 0
 
     def check(self) -> None:
-        """Raises UsageError."""
+        """Raises UsageError, and DataError for an index that is not there."""
         from stages.generate.settings import check_gate
 
         if self.tries is not None and self.most is None:
             raise UsageError("--tries belongs to --max-similarity.")
+        if self.index is not None and not (self.index / "index.json").is_file():
+            raise DataError(f"{self.index} is no index of training music.", "Make one: musicldm eval index --out DIR")
         check_gate(self.most, self._tries)
 
     def find_index(self, found: Session, params: Params, model: Path) -> Path | None:
@@ -228,7 +236,7 @@ def write_stream(found: Session, pipeline: Pipeline, prompt: Prompt, settings: S
 
 def show(
     found: Session, rows: list[dict[str, Any]], made: list[dict[str, Any]], cut: list[str], bad: list[BadRow],
-    out: Path, plot: bool, taken: float,
+    out: Path, plot: bool, taken: float, model: dict[str, str],
 ) -> None:  # fmt: skip
     """The finished clips; then raise for prompts that were left out (4) or clips that passed no gate (7)."""
     paths = [out / row["file"] for row in rows]
@@ -263,6 +271,7 @@ def show(
         made=len(made),
         skipped=skipped,
         truncated=cut,
+        **model,
         seconds_taken=round(taken, 3),
         clips_per_second=round(len(made) / taken, 4) if made else None,
         real_time_factor=round(seconds / taken, 4) if made else None,

@@ -7,21 +7,35 @@ only home of defaults and imports nothing heavy.
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from stages.combinations import impossible
 from stages.errors import ParamsError
+from stages.yaml12 import MOST_BYTES, MOST_LEVELS, read_yaml, write_yaml
 
-Positive = Annotated[int, Field(gt=0)]
+Problem = tuple[str, str]
+"""A key path, and what is wrong with it."""
+SAMPLING = ("sampler", "steps", "guidance", "guidance_interval", "eta", "reuse", "candidates")
+"""Keys of `generate` that belong to a model rather than to a run."""
+MOST_TOLD, LONGEST_SHOWN = 20, 60  # mistakes of one file, and characters of a value, in a message
+
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seconds = Annotated[float, Field(ge=0.05, le=600)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Column = Annotated[str, Field(pattern="^(path|caption|title|artist|album|licence)$")]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+FourStages = Annotated[list[Positive], Field(min_length=4, max_length=4)]  # of HTSAT
+_SOME = Field(min_length=1, max_length=16)
+Several = Annotated[list[Positive], _SOME]
 
 
 class Section(BaseModel):
@@ -34,7 +48,7 @@ class Audio(Section):
     """Sound as every stage after `resample` sees it: mono, one rate, clips of one length."""
 
     sample_rate: Positive = 16_000
-    clip_seconds: PositiveFloat = 10.24
+    clip_seconds: Seconds = 10.24
     peak: Annotated[float, Field(gt=0, le=1)] = 0.5  # mean removed, then scaled to this peak, per clip
 
     @property
@@ -65,7 +79,7 @@ class Manifest(Section):
     valid_share: Share = 0.05
     test_share: Share = 0.1
     split_by: Literal["auto", "artist", "album", "track"] = "auto"  # auto: artist where that fills all three splits
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Training(Section):
@@ -75,22 +89,22 @@ class Training(Section):
     batch_size: Positive = 24  # over all processes, and over accumulation
     accumulation: Positive = 1
     learning_rate: PositiveFloat = 1e-4
-    betas: list[Share] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+    betas: list[Decay] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
     weight_decay: NonNegative = 0.01
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Count = 0
     schedule: Literal["constant", "cosine", "exponential"] = "constant"
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.999  # of `exponential`, at each pass over the training set
     grad_clip: NonNegative = 0.0  # largest gradient norm; 0 means no clipping
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # 0 means no moving average
+    ema_decay: Decay = 0.0  # 0 means no moving average
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     valid_every: Positive = 5000
     valid_batches: Positive = 8
     checkpoint_every: Positive = 5000
     keep_last: Positive = 3
     max_bad_steps: Positive = 20  # steps in a row with a loss that is not finite before giving up
-    samples: Annotated[int, Field(ge=0)] = 2  # clips of the valid split to see and hear at every validation
-    workers: Annotated[int, Field(ge=0)] = 2
-    seed: int = 0
+    samples: Count = 2  # clips of the valid split to see and hear at every validation
+    workers: Annotated[int, Field(ge=0, le=256)] = 2
+    seed: Seed = 0
 
 
 class BeatNetwork(Section):
@@ -99,7 +113,7 @@ class BeatNetwork(Section):
     channels: list[Positive] = Field(default=[32, 64], min_length=2, max_length=2)
     width: Positive = 256
     feedforward: Positive = 512
-    layers: Positive = 8
+    layers: Annotated[int, Field(gt=0, le=16)] = 8  # the last one sees 2 ** (layers - 1) frames apart
 
 
 class Beats(Section):
@@ -113,9 +127,9 @@ class Beats(Section):
     transition_lambda: PositiveFloat = 300.0  # madmom has 100: steadier tempos here, fewer slips to the off-beat
     observation_lambda: Positive = 6
     threshold: Share = 0.2
-    beats_per_bar: list[Literal[2, 3, 4, 5, 6, 7]] = [3, 4]
+    beats_per_bar: Annotated[list[Literal[2, 3, 4, 5, 6, 7]], _SOME] = [3, 4]
     network: BeatNetwork = BeatNetwork()
-    crop_seconds: PositiveFloat = 16.0  # of one training example
+    crop_seconds: Seconds = 16.0  # of one training example
     init_from: str | None = None  # a tracker's folder for `train beats` to go on from, or shipped
     train: Training = Training(
         steps=4000, batch_size=4, learning_rate=2e-3, betas=[0.9, 0.98], warmup_steps=50, grad_clip=1.0,
@@ -131,7 +145,7 @@ class Tempo(Section):
 
     rule: Literal["octave-log", "bpm-div-3"] = "octave-log"
     low_bpm: PositiveFloat = 70.0  # where the circle of octaves is cut into groups, for counts and pictures
-    tolerance: Annotated[float, Field(gt=0, lt=0.5)] = 0.03  # by how much partners' tempos differ, up to octaves
+    tolerance: Annotated[float, Field(ge=1e-3, lt=0.5)] = 0.03  # by how much partners' tempos differ, up to octaves
     min_confidence: Share = 0.5
     min_downbeats: Annotated[int, Field(ge=2)] = 2  # heard in the track; one with a clip after it is enough to mix
 
@@ -142,7 +156,7 @@ class Captions(Section):
     measured: bool = False  # whether any do; the paper's captions are people's alone
     tags: Annotated[int, Field(ge=0, le=50)] = 3
     tag_threshold: Share = 0.1
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Shards(Section):
@@ -155,8 +169,8 @@ class ClapAudio(Section):
     """HTSAT (paper, appendix B)."""
 
     embed_dim: Positive = 128
-    depths: list[Positive] = [2, 2, 12, 2]
-    heads: list[Positive] = [4, 8, 16, 32]
+    depths: FourStages = [2, 2, 12, 2]
+    heads: FourStages = [4, 8, 16, 32]
     window_size: Positive = 8
     spec_size: Positive = 256
 
@@ -181,7 +195,7 @@ class Clap(Section):
     n_mels: Positive = 64
     f_min: NonNegative = 50.0
     f_max: PositiveFloat = 14_000.0
-    window_seconds: PositiveFloat = 10.0
+    window_seconds: Seconds = 10.0
     projection_dim: Positive = 512
     audio: ClapAudio = ClapAudio()
     text: ClapText = ClapText()
@@ -202,14 +216,14 @@ class Clap(Section):
 class Vae(Section):
     """Mel-spectrogram autoencoder: P = 2 ** (blocks - 1), C latent channels (paper, appendix A)."""
 
-    block_out_channels: list[Positive] = [128, 256, 512, 512]
+    block_out_channels: Several = [128, 256, 512, 512]
     layers_per_block: Positive = 2
     latent_channels: Positive = 16
     norm_num_groups: Positive = 32
     mid_attention: bool = True
     segment_frames: Positive | None = None  # mel frames of one training example, cut from a clip; None: all of it
     kl_weight: NonNegative = 1.0
-    adversarial_start: Annotated[int, Field(ge=0)] = 50_001
+    adversarial_start: Count = 50_001
     adversarial_weight: NonNegative = 0.5
     discriminator_channels: Positive = 64
     discriminator_layers: Positive = 3
@@ -231,19 +245,19 @@ class Vocoder(Section):
     dim: Positive = 512  # of Vocos, as the two that follow; the others up to the resblocks' are HiFi-GAN's
     intermediate_dim: Positive = 1536
     num_layers: Positive = 8
-    upsample_rates: list[Positive] = [5, 4, 2, 2, 2]
-    upsample_kernel_sizes: list[Positive] = [15, 16, 8, 4, 4]
+    upsample_rates: Several = [5, 4, 2, 2, 2]
+    upsample_kernel_sizes: Several = [15, 16, 8, 4, 4]
     initial_channels: Positive = 1024
-    resblock_kernel_sizes: list[Positive] = [3, 7, 11]
-    resblock_dilations: list[Positive] = [1, 3, 5]
+    resblock_kernel_sizes: Several = [3, 7, 11]
+    resblock_dilations: Several = [1, 3, 5]
     segment_frames: Positive = 51  # 8,160 samples; the public 8,192 is no multiple of the hop
-    periods: list[Positive] = [2, 3, 5, 7, 11]
-    scales: Annotated[int, Field(ge=0)] = 3
+    periods: Several = [2, 3, 5, 7, 11]
+    scales: Count = 3
     discriminator_channels: Positive = 1024  # widest layer of each discriminator
     mel_weight: NonNegative = 45.0
     stft_weight: NonNegative = 0.0  # of the loss on spectra at several resolutions
     feature_weight: NonNegative = 2.0
-    adversarial_start: Annotated[int, Field(ge=0)] = 0
+    adversarial_start: Count = 0
     train_on: Literal["real", "vae", "both"] = "real"  # mels of real audio, decoded by the trained VAE, or in turn
     init_from: str | None = None  # a vocoder folder to go on from, e.g. when fine-tuning on the VAE's mels
     train: Training = Training(  # bf16's rounding would be heard
@@ -257,34 +271,34 @@ class Latents(Section):
     Plain clips and simple mixup draw from the grid, aligned mixup from the downbeats.
     """
 
-    grid_seconds: PositiveFloat = 5.12
-    downbeats_per_track: Annotated[int, Field(ge=0)] = 64
+    grid_seconds: Seconds = 5.12
+    downbeats_per_track: Count = 64
     batch_size: Positive = 8
 
 
 class Ldm(Section):
     """Latent diffusion (paper, section 3 and appendix A)."""
 
-    block_out_channels: list[Positive] = [128, 256, 384, 640]
-    attention: list[bool] = [False, True, True, True]
+    block_out_channels: Several = [128, 256, 384, 640]
+    attention: Annotated[list[bool], _SOME] = [False, True, True, True]
     layers_per_block: Positive = 2
     head_dim: Positive = 32
-    heads: list[Positive] | None = None  # attention heads of each block; null: its channels / head_dim
+    heads: Several | None = None  # attention heads of each block; null: its channels / head_dim
     norm_num_groups: Positive = 32
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
-    diffusion_steps: Positive = 1000
+    diffusion_steps: Annotated[int, Field(gt=0, le=100_000)] = 1000
     beta_start: PositiveFloat = 0.0015
     beta_end: PositiveFloat = 0.0195
     min_snr_gamma: PositiveFloat | None = None
     condition: Literal["audio", "text"] = "audio"
     init_from: str | None = None  # an LDM folder to go on from, as in the paper's text-finetune
-    lora_rank: Annotated[int, Field(ge=0)] = 0  # of low-rank updates of init_from's layers; 0 trains all of it
+    lora_rank: Count = 0  # of low-rank updates of init_from's layers; 0 trains all of it
     null_probability: Share = 0.1
     mixup: Literal["none", "simple", "bam", "blm"] = "blm"
     mixup_probability: Share = 0.5
     mixup_alpha: PositiveFloat = 5.0  # lambda ~ Beta(alpha, beta)
     mixup_beta: PositiveFloat = 5.0
-    mixup_bank: Annotated[int, Field(ge=0)] = 0  # mixed clips kept ready; 0 mixes anew for every batch
+    mixup_bank: Count = 0  # mixed clips kept ready; 0 mixes anew for every batch
     mixup_bank_uses: Positive = 4  # how often one mixed clip is drawn, on average, before it is replaced
     train: Training = Training(learning_rate=3e-5, warmup_steps=1000, ema_decay=0.9999)
 
@@ -316,12 +330,12 @@ class Generate(Section):
     guidance: NonNegative = 2.0
     guidance_interval: list[Share] = Field(default=[0.0, 1.0], min_length=2, max_length=2)
     """Shares of the diffusion's time, 1 being noise; steps outside are not guided and cost half as much."""
-    eta: Share = 0.0
+    eta: Share = 0.0  # fresh noise at every step, of ddim alone
     reuse: Positive | None = 1  # the UNet's inner blocks at every n-th step; 1 is exact, null: by the number of steps
     candidates: Positive = 1
     batch_size: Positive = 4
     max_prompts: Positive | None = None  # of the test split, for `dvc repro`
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Evaluate(Section):
@@ -329,9 +343,9 @@ class Evaluate(Section):
 
     backbone: Literal["clap", "musicnn", "musicnn-msd", "cnn14-16k", "cnn14-32k", "vggish", "mert"] = "musicnn"
     weights: str | None = None  # of the public networks: a file, owner/name:file on a hub; of mert a folder or hub id
-    thresholds: list[Share] = [0.9, 0.95]
+    thresholds: Annotated[list[Share], _SOME] = [0.9, 0.95]
     bootstrap: Positive = 1000
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Params(Section):
@@ -358,6 +372,11 @@ class Params(Section):
     def clip_frames(self) -> int:
         """Mel frames of one clip (T = 1024 in the paper)."""
         return self.audio.clip_samples // self.mel.hop_length
+
+    @property
+    def position_samples(self) -> int:
+        """Samples that one latent position stands for."""
+        return self.mel.hop_length * self.vae.downsampling
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -476,35 +495,6 @@ for _network in ("beats", "clap", "vae", "vocoder", "ldm", "few_steps"):
     PRESETS["tiny"][_network]["train"] |= _TINY_TRAINING
 
 
-class _Yaml12Loader(yaml.SafeLoader):
-    """Reads 1e-4 as a number, as DVC's YAML 1.2 loader does; YAML 1.1 would read a string."""
-
-
-_Yaml12Loader.yaml_implicit_resolvers = {
-    first: [(tag, rule) for tag, rule in rules if tag != "tag:yaml.org,2002:bool"]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_yaml_rules: list[tuple[str, str, str]] = [
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)", "-+0123456789."),
-]
-
-
-def _register_yaml_rules() -> None:
-    import re
-
-    for tag, pattern, first in _yaml_rules:
-        _Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"^(?:{pattern})$"), list(first))
-
-
-_register_yaml_rules()
-
-
-def read_yaml(text: str) -> Any:
-    """Parse YAML 1.2 core scalars from `text`. Raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Yaml12Loader)  # noqa: S506  (a SafeLoader)
-
-
 def preset(name: str) -> Params:
     """The complete parameters of a preset. Raises ParamsError for an unknown name."""
     return resolve({"preset": name})
@@ -516,15 +506,16 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Params:
     Raises ParamsError listing every mistake at once with its key path.
     """
     try:
-        raw = read_yaml(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            raw = read_yaml(file.read(MOST_BYTES + 1))
     except FileNotFoundError:
         raise ParamsError(
             f"There is no parameter file {path}.", "Write one: musicldm params show --preset tiny > params.yaml"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path} cannot be read: {error}.") from error
-    except yaml.YAMLError as error:
-        raise ParamsError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    except OSError as error:
+        raise ParamsError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ParamsError(f"{path} cannot be read as YAML: {error}.", "Correct it, and run again.") from error
     if raw is None:
         raw = {}
     if not isinstance(raw, dict):
@@ -533,20 +524,43 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Params:
 
 
 def resolve(raw: dict[str, Any], overrides: Iterable[str] = (), origin: str = "params") -> Params:
-    """Preset, then `raw`, then overrides; validated whole. Raises ParamsError."""
-    data = _merge({}, raw)
-    for override in overrides:
-        _apply_override(data, override)
-    name = data.get("preset", "paper")
-    if not isinstance(name, str) or name not in PRESETS:
-        raise ParamsError(f"{origin}: preset: {name!r} is none of {', '.join(PRESETS)}.")
-    merged = _merge(PRESETS[name], data)
-    params, problems = _validate(merged)
-    problems += impossible(params)
-    if problems:
-        lines = "\n".join(f"  {key}: {what}" for key, what in problems)
-        raise ParamsError(f"{origin} has {len(problems)} mistake(s):\n{lines}", "Correct these keys and run again.")
-    return params
+    """Preset, then `raw`, then overrides; validated whole. Raises ParamsError, which tells the mistakes of `origin`
+    from those that the overrides bring in."""
+    typed = list(overrides)
+    params, problems = _check(reduce(_merge, map(_parse_override, typed), raw))
+    if not problems:
+        return params
+    own = _check(raw)[1] if typed else problems
+    places = {
+        origin: [problem for problem in problems if problem in own],
+        " ".join(f"-S {_cut(override)}" for override in typed): [problem for problem in problems if problem not in own],
+    }
+    message = "\n".join(_mistakes(place, found) for place, found in places.items() if found)
+    raise ParamsError(message, "Correct these keys and run again.")
+
+
+def _mistakes(place: str, problems: list[Problem]) -> str:
+    lines = [f"  {_cut(key)}: {what}" for key, what in problems[:MOST_TOLD]]
+    more = len(problems) - len(lines)
+    return "\n".join([f"{place} has {len(problems)} mistake(s):", *lines, *([f"  and {more} more"] if more else [])])
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
+
+
+def said_of_sampling(here: Params, overrides: Iterable[str] = ()) -> set[str]:
+    """The keys of SAMPLING that `here` changes against its preset, or that overrides name; null says nothing."""
+    usual = preset(here.preset).generate
+    typed = {key for override in overrides for key in dict(_parse_override(override).get("generate") or {})}
+    said = {key for key in SAMPLING if getattr(here.generate, key) not in (None, getattr(usual, key))}
+    return said | (typed & set(SAMPLING))
+
+
+def sampling(model: Params, here: Params, said: set[str]) -> Generate:
+    """How to sample with a model: as its own parameters say but for the keys `said` here, where the run is."""
+    own = {key: getattr(model.generate, key) for key in SAMPLING if key not in said}
+    return here.generate.model_copy(update=own)
 
 
 def to_yaml(params: Params) -> str:
@@ -555,33 +569,22 @@ def to_yaml(params: Params) -> str:
     for name, value in params.model_dump(mode="json").items():
         section = getattr(params, name)
         about = (type(section).__doc__ or "").splitlines()[0] if isinstance(section, Section) else ""
-        text = yaml.dump({name: value}, Dumper=_FlowLists, sort_keys=False, width=110)
+        text = write_yaml({name: value})
         blocks.append(f"# {about}\n{text}" if about else text)
     return "\n".join(blocks)
 
 
-class _FlowLists(yaml.SafeDumper):
-    """Writes lists on one line and mappings one key a line."""
-
-
-_FlowLists.add_representer(
-    list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
-)
-
-
-def _apply_override(data: dict[str, Any], override: str) -> None:
+def _parse_override(override: str) -> dict[str, Any]:
+    """`vae.train.steps=10` as {"vae": {"train": {"steps": 10}}}. Raises ParamsError."""
     key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ParamsError(f"-S {override}: write it as section.key=value.")
-    *sections, last = key.split(".")
-    for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
-            raise ParamsError(f"-S {override}: {section} is a value, not a section.")
+    parts = key.split(".")
+    if not equals or not all(parts) or len(parts) > MOST_LEVELS:
+        raise ParamsError(f"-S {_cut(override)} is not section.key=value.", "E.g.: -S vae.train.steps=2000")
     try:
-        data[last] = read_yaml(value)
-    except yaml.YAMLError:
-        raise ParamsError(f"-S {override}: the value is not YAML.") from None
+        found = read_yaml(value)
+    except ValueError as error:
+        raise ParamsError(f"-S {_cut(override)}: the value cannot be read as YAML: {error}.") from error
+    return reduce(lambda inner, part: {part: inner}, reversed(parts), found)
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -592,17 +595,23 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _validate(data: dict[str, Any]) -> tuple[Params, list[tuple[str, str]]]:
+def _check(data: dict[str, Any]) -> tuple[Params, list[Problem]]:
     """Params and the mistakes found; where there are any, the wrong keys are left at their defaults so that
     the checks between keys can still be made on the rest."""
-    data = _merge(_defaults(), data)
+    name = data.get("preset", "paper")
+    if not isinstance(name, str) or name not in PRESETS:
+        return Params(), [("preset", f"{_cut(repr(name))} is none of {', '.join(PRESETS)}")]
+    data = _merge(_merge(_defaults(), PRESETS[name]), data)
+    problems: list[Problem] = []
     try:
-        return Params.model_validate_json(json.dumps(data, default=str)), []
+        params = Params.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        problems = [(_key_path(e["loc"]), _plain(e)) for e in error.errors()]
-        for wrong in error.errors():
-            _restore(data, _defaults(), wrong["loc"])
-        return Params.model_validate_json(json.dumps(data, default=str)), problems
+        wrong, usual = error.errors(include_url=False), _defaults()
+        problems = [(_key_path(e["loc"]), _plain(e)) for e in wrong]
+        for one in wrong:
+            _restore(data, usual, one["loc"])
+        params = Params.model_validate_json(json.dumps(data))
+    return params, problems + impossible(params)
 
 
 def _defaults() -> dict[str, Any]:
@@ -629,92 +638,4 @@ def _key_path(location: tuple[int | str, ...]) -> str:
 def _plain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return "unknown key"
-    shown = repr(error["input"])
-    return f"{error['msg'][0].lower()}{error['msg'][1:]} (is {shown[:60]})"
-
-
-def impossible(p: Params) -> list[tuple[str, str]]:
-    """Combinations of valid values that cannot work, as (key path, what is wrong)."""
-    wrong: list[tuple[str, str]] = []
-
-    def check(ok: bool, key: str, what: str) -> None:
-        if not ok:
-            wrong.append((key, what))
-
-    samples, hop, factor = p.audio.clip_samples, p.mel.hop_length, p.vae.downsampling
-    exact = p.audio.sample_rate * p.audio.clip_seconds
-    check(abs(exact - samples) < 1e-6, "audio.clip_seconds", f"is {exact:.3f} samples, not a whole number")
-    check(samples % hop == 0, "mel.hop_length", f"{hop} does not divide the clip's {samples} samples")
-    check(p.mel.win_length <= p.mel.n_fft, "mel.win_length", f"{p.mel.win_length} is longer than n_fft {p.mel.n_fft}")
-    check(p.mel.f_min < p.mel.f_max <= p.audio.sample_rate / 2, "mel.f_max",
-          f"{p.mel.f_max} Hz must lie above f_min and at most at half the sample rate")  # fmt: skip
-    check(
-        p.clip_frames % factor == 0,
-        "vae.block_out_channels",
-        f"{len(p.vae.block_out_channels)} blocks divide by {factor}, which does not divide {p.clip_frames} frames",
-    )
-    check(
-        p.mel.n_mels % factor == 0,
-        "vae.block_out_channels",
-        f"{len(p.vae.block_out_channels)} blocks divide by {factor}, which does not divide {p.mel.n_mels} mel bins",
-    )
-    segment = p.vae.segment_frames or p.clip_frames
-    check(segment % factor == 0 and segment <= p.clip_frames, "vae.segment_frames",
-          f"{segment} must be a multiple of {factor} and at most the clip's {p.clip_frames} frames")  # fmt: skip
-    product = math.prod(p.vocoder.upsample_rates)
-    check(product == hop, "vocoder.upsample_rates", f"multiply to {product}, not to mel.hop_length {hop}")
-    check(len(p.vocoder.upsample_rates) == len(p.vocoder.upsample_kernel_sizes), "vocoder.upsample_kernel_sizes",
-          f"needs {len(p.vocoder.upsample_rates)} values, one for each rate")  # fmt: skip
-    check(
-        all(k >= r for r, k in zip(p.vocoder.upsample_rates, p.vocoder.upsample_kernel_sizes, strict=False)),
-        "vocoder.upsample_kernel_sizes",
-        "a kernel is smaller than its rate, so samples would be left out",
-    )
-    narrowest = p.vocoder.initial_channels // 2 ** len(p.vocoder.upsample_rates)
-    check(narrowest >= 1, "vocoder.initial_channels", "halves to nothing over the upsampling layers")
-    check(p.vocoder.segment_frames <= p.clip_frames, "vocoder.segment_frames", "is longer than the clip")
-    unet_factor = 2 ** (len(p.ldm.block_out_channels) - 1)
-    for axis, size in zip(("frames", "mel bins"), p.latent_shape[1:], strict=True):
-        check(size >= unet_factor and size % unet_factor == 0, "ldm.block_out_channels",
-              f"{len(p.ldm.block_out_channels)} blocks divide by {unet_factor}, "
-              f"which does not divide the latent's {size} {axis}")  # fmt: skip
-    check(len(p.ldm.attention) == len(p.ldm.block_out_channels), "ldm.attention",
-          f"needs {len(p.ldm.block_out_channels)} values, one for each block")  # fmt: skip
-    check(p.ldm.heads is None or len(p.ldm.heads) == len(p.ldm.block_out_channels), "ldm.heads",
-          f"needs {len(p.ldm.block_out_channels)} values, one for each block")  # fmt: skip
-    for width, attends, heads in zip(p.ldm.block_out_channels, p.ldm.attention, p.ldm.attention_heads, strict=False):
-        key, unit = ("ldm.head_dim", p.ldm.head_dim) if p.ldm.heads is None else ("ldm.heads", heads)
-        check(not attends or width % unit == 0, key, f"does not divide the {width} channels")
-    for key, groups, widths in (("vae", p.vae.norm_num_groups, p.vae.block_out_channels),
-                                ("ldm", p.ldm.norm_num_groups, p.ldm.block_out_channels)):  # fmt: skip
-        for width in widths:
-            check(width % groups == 0, f"{key}.norm_num_groups", f"{groups} does not divide {width} channels")
-    check(not p.ldm.lora_rank or p.ldm.init_from is not None, "ldm.lora_rank", "needs a model to update, ldm.init_from")
-    check(p.ldm.beta_start < p.ldm.beta_end < 1, "ldm.beta_end", "must lie between beta_start and 1")
-    check(p.few_steps.steps * p.few_steps.substeps < p.ldm.diffusion_steps, "few_steps.steps",
-          f"{p.few_steps.steps} of {p.few_steps.substeps} substeps are no fewer than ldm.diffusion_steps")  # fmt: skip
-    check(p.few_steps.guidance_interval[0] < p.few_steps.guidance_interval[1], "few_steps.guidance_interval",
-          f"{p.few_steps.guidance_interval} is not two shares, the lower first")  # fmt: skip
-    check(p.generate.steps <= p.ldm.diffusion_steps, "generate.steps",
-          f"{p.generate.steps} is more than ldm.diffusion_steps {p.ldm.diffusion_steps}")  # fmt: skip
-    check(p.clap.audio.spec_size % p.clap.n_mels == 0, "clap.audio.spec_size",
-          f"{p.clap.audio.spec_size} is no multiple of clap.n_mels {p.clap.n_mels}")  # fmt: skip
-    capacity = p.clap.audio.spec_size * (p.clap.audio.spec_size // p.clap.n_mels)  # HTSAT folds them into a square
-    frames = p.clap.window_samples // p.clap.hop_length
-    check(frames <= capacity, "clap.window_seconds",
-          f"is {frames} frames; {capacity} fit spec_size {p.clap.audio.spec_size}")  # fmt: skip
-    check(p.clap.audio.spec_size % (32 * p.clap.audio.window_size) == 0, "clap.audio.window_size",
-          f"needs a spec_size that is a multiple of {32 * p.clap.audio.window_size}")  # fmt: skip
-    check(len(p.clap.audio.depths) == len(p.clap.audio.heads) == 4, "clap.audio.depths", "and heads need four values")
-    check(p.clap.text.hidden_size % p.clap.text.heads == 0, "clap.text.heads", "does not divide hidden_size")
-    check(p.clap.f_min < p.clap.f_max <= p.clap.sample_rate / 2, "clap.f_max",
-          f"{p.clap.f_max} Hz must lie above f_min and at most at half of clap.sample_rate")  # fmt: skip
-    check(p.latents.downbeats_per_track > 0 or p.ldm.mixup in ("none", "simple"), "latents.downbeats_per_track",
-          f"0 leaves nothing to mix by ldm.mixup {p.ldm.mixup}")  # fmt: skip
-    check(p.beats.min_bpm < p.beats.max_bpm, "beats.max_bpm", "must lie above min_bpm")
-    check(p.manifest.valid_share + p.manifest.test_share < 1, "manifest.test_share", "leaves nothing to train on")
-    for name in ("clap", "vae", "vocoder", "ldm"):
-        train: Training = getattr(p, name).train
-        check(train.batch_size % train.accumulation == 0, f"{name}.train.accumulation", "does not divide batch_size")
-        check(train.warmup_steps <= train.steps, f"{name}.train.warmup_steps", "is longer than the training")
-    return wrong
+    return f"{error['msg'][0].lower()}{error['msg'][1:]} (is {_cut(repr(error['input']))})"

@@ -1,7 +1,9 @@
 """The command line as a person or a script meets it: help, exit codes, output modes, completion."""
 
+import ast
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -119,6 +121,79 @@ def test_json_is_one_object_on_stdout(monkeypatch, capsys):
     assert (code, json.loads(out)["error"]["message"]) == (2, "--json and --quiet exclude each other.")
     code, out, _ = call(monkeypatch, capsys, "--json", "nonsense")
     assert (code, json.loads(out)["error"]["code"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--json", "params", "show", "--preset", "tiny"),
+        ("params", "--json", "show", "--preset", "tiny"),
+        ("params", "show", "--preset", "tiny", "--json"),
+        ("params", "show", "--json", "--preset", "tiny"),
+    ],
+)
+def test_global_options_are_taken_anywhere(monkeypatch, capsys, words):
+    code, out, err = call(monkeypatch, capsys, *words)
+    assert (code, err, json.loads(out)["params"]["preset"]) == (0, "", "tiny")
+
+
+def test_global_options_behind_a_command_mean_what_they_mean_before_it(monkeypatch, capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("preset: small")
+    code, out, _ = call(monkeypatch, capsys, "params", "show", "--params", str(tmp_path / "mine.yaml"))
+    assert (code, "preset: small" in out) == (0, True)
+    code, out, _ = call(monkeypatch, capsys, "--work", "no", "model", "list", "--work", str(tmp_path / "elsewhere"))
+    assert (code, str(tmp_path / "elsewhere" / "models") in out) == (0, True)
+    code, out, _ = call(monkeypatch, capsys, "--json", "params", "show", "-q")
+    assert (code, json.loads(out)["error"]["message"]) == (2, "--json and --quiet exclude each other.")
+    code, out, _ = call(monkeypatch, capsys, "model", "info", "nothing", "--json")
+    assert (code, json.loads(out)["error"]["code"]) == (5, 5)
+
+
+def test_what_only_looks_like_a_global_option_is_none(monkeypatch, capsys, tmp_path):
+    """The value of an option, and what stands behind --."""
+    monkeypatch.chdir(tmp_path)
+    for words in (("params", "show", "--preset", "--json"), ("params", "check", "--", "--json")):
+        code, out, _ = call(monkeypatch, capsys, *words)
+        assert (code, '"params": {' in out) == (3, False)
+    _, _, err = call(monkeypatch, capsys, "params", "check", "--", "--json")
+    assert "There is no parameter file --json." in err
+
+
+def test_every_command_shows_the_global_options(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    for path, command in _leaves(app.app):
+        names = {name for parameter in command.params for name in parameter.opts}
+        assert {"--json", "--quiet", "-q", "--params", "--work"} <= names, path
+        assert len(names) == sum(len(parameter.opts) for parameter in command.params), f"{path} has an option twice"
+    _, out, _ = call(monkeypatch, capsys, "prep", "manifest", "--help")
+    assert "Global options" in out
+
+
+def test_the_commands_that_messages_name_exist():
+    """Every `musicldm ...` in the strings of both packages: the command, and each option written with it."""
+    commands = dict(_leaves(app.app))
+    groups = {path[:length] for path in commands for length in range(1, len(path))}
+    prose = {"again", "from", "training"}  # "Install musicldm again from ..."
+    pattern = re.compile(r"musicldm (?:--params FILE )?([a-z][^`\n;,()]*)")
+    checked = set()
+    for text in {text for string in _strings() for text in pattern.findall(string)}:
+        words = text.replace(".", " ").split()
+        path = next((tuple(words[:count]) for count in (3, 2, 1) if tuple(words[:count]) in commands), None)
+        if path is None:
+            assert tuple(words) in groups or words[0] in prose, text
+            continue
+        known = {name for parameter in commands[path].params for name in (*parameter.opts, *parameter.secondary_opts)}
+        assert {word for word in words if re.fullmatch(r"--?[a-zA-Z][a-z-]*", word)} <= known, text
+        checked.add(path)
+    assert len(checked) >= 29
+
+
+def _strings():
+    for package in ("stages", "musicldm_cli"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
 
 
 def test_params_show_makes_a_file_that_params_check_accepts(monkeypatch, capsys, tmp_path):

@@ -1,21 +1,19 @@
 """params.yaml: presets, the root file, and every mistake at once."""
 
+import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
 from stages import params
 from stages.errors import ParamsError
+from stages.yaml12 import read_yaml
 
 ROOT = Path(__file__).parent.parent
-
-
-def keys(data: dict, prefix: str = "") -> set[str]:
-    found = set()
-    for key, value in data.items():
-        found |= keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
-    return found
 
 
 @pytest.mark.parametrize("name", ["paper", "released", "small", "tiny"])
@@ -45,15 +43,15 @@ def test_the_published_recipes_hide_nothing(name):
 
 
 def test_root_file_states_every_key():
-    written = params.read_yaml((ROOT / "params.yaml").read_text())
-    assert keys(written) == keys(params.preset("tiny").model_dump())
+    written = read_yaml((ROOT / "params.yaml").read_text())
+    assert dict(leaves(written)).keys() == dict(leaves(params.preset("tiny").model_dump())).keys()
     assert params.load(ROOT / "params.yaml").preset == "tiny"
 
 
 def test_to_yaml_reads_back():
     for name in params.PRESETS:
         original = params.preset(name)
-        assert params.resolve(params.read_yaml(params.to_yaml(original))) == original
+        assert params.resolve(read_yaml(params.to_yaml(original))) == original
 
 
 def test_dvc_reads_the_same_numbers():
@@ -61,8 +59,7 @@ def test_dvc_reads_the_same_numbers():
     from dvc.utils.serialize import parse_yaml
 
     text = params.to_yaml(params.preset("paper")) + "\n# x: 1e-4\n"
-    assert parse_yaml(text, "params.yaml") == params.read_yaml(text)
-    assert parse_yaml("a: 1e-4\nb: on\nc: -2.5E+3", "x") == params.read_yaml("a: 1e-4\nb: on\nc: -2.5E+3")
+    assert parse_yaml(text, "params.yaml") == read_yaml(text)
 
 
 def test_every_mistake_is_reported_at_once():
@@ -101,7 +98,7 @@ def test_every_mistake_is_reported_at_once():
         ("vocoder.upsample_kernel_sizes=[15,16,8,4]", "vocoder.upsample_kernel_sizes"),
         ("vocoder.upsample_kernel_sizes=[3,16,8,4,4]", "vocoder.upsample_kernel_sizes"),
         ("vocoder.segment_frames=2000", "vocoder.segment_frames"),
-        ("clap.audio.heads=[1,2]", "clap.audio.depths"),
+        ("clap.audio.heads=[1,2]", "clap.audio.heads"),
         ("clap.audio.spec_size=100", "clap.audio.spec_size"),
         ("beats.max_bpm=10", "beats.max_bpm"),
         ("latents.downbeats_per_track=0", "latents.downbeats_per_track"),
@@ -109,12 +106,112 @@ def test_every_mistake_is_reported_at_once():
         ("ldm.train.accumulation=3", "ldm.train.accumulation"),
         ("ldm.mixup=shuffle", "ldm.mixup"),
         ("ldm.train.steps=true", "ldm.train.steps"),
+        ("beats.beats_per_bar=[]", "beats.beats_per_bar"),
+        ("beats.min_bpm=1", "beats.min_bpm"),
+        ("beats.max_bpm=4000", "beats.max_bpm"),
+        ("beats.network.width=36", "beats.network.width"),
+        ("beats.network.layers=30", "beats.network.layers"),
+        ("beats.crop_seconds=0.001", "beats.crop_seconds"),
+        ("beats.train.accumulation=3", "beats.train.accumulation"),
+        ("beats.train.betas=[0.9, 1.0]", "beats.train.betas[1]"),
+        ("tempo.tolerance=1e-300", "tempo.tolerance"),
+        ("few_steps.train.accumulation=3", "few_steps.train.accumulation"),
+        ("few_steps.train.warmup_steps=50", "few_steps.train.warmup_steps"),
+        ("few_steps.substeps=500", "few_steps.steps"),
+        ("clap.n_mels=16", "clap.n_mels"),
+        ("clap.n_fft=400000", "clap.n_fft"),
+        ("clap.audio.heads=[3,2,4,8]", "clap.audio.heads"),
+        ("clap.audio.depths=[]", "clap.audio.depths"),
+        ("clap.text.max_tokens=600", "clap.text.max_tokens"),
+        ("clap.text.vocab_size=100", "clap.text.vocab_size"),
+        ("vae.discriminator_layers=6", "vae.discriminator_layers"),
+        ("vocoder.resblock_kernel_sizes=[3,6]", "vocoder.resblock_kernel_sizes"),
+        ("vocoder.segment_frames=2", "vocoder.segment_frames"),
+        ("vocoder.periods=[2,9999]", "vocoder.periods"),
+        ("latents.grid_seconds=1e-5", "latents.grid_seconds"),
+        ("ldm.beta_start=1e-9", "ldm.beta_start"),
+        ("ldm.beta_end=0.3", "ldm.beta_end"),
+        ("generate.guidance_interval=[0.9,0.1]", "generate.guidance_interval"),
+        ("evaluate.thresholds=[]", "evaluate.thresholds"),
+        ("manifest.seed=-1", "manifest.seed"),
+        (f"ldm.train.steps={'9' * 5000}", "ldm.train.steps"),
+        (f"ldm.train.steps={2**40}", "ldm.train.steps"),
+        ("audio.clip_seconds=1e308", "audio.clip_seconds"),
     ],
 )
 def test_impossible_values_name_their_key(override, key):
     with pytest.raises(ParamsError) as caught:
         params.resolve({"preset": "tiny"}, [override])
     assert f"\n  {key}: " in caught.value.message
+
+
+def test_no_list_may_be_empty():
+    lists = [key for key, value in leaves(params.preset("paper").model_dump()) if isinstance(value, list)]
+    assert len(lists) >= 22
+    for key in lists:
+        with pytest.raises(ParamsError) as caught:
+            params.resolve({"preset": "tiny"}, [f"{key}=[]"])
+        assert f"\n  {key}: list should have at least" in caught.value.message
+
+
+def test_mistakes_are_blamed_on_where_they_come_from():
+    raw = {"preset": "tiny", "mel": {"typo": 1}}
+    with pytest.raises(ParamsError) as caught:
+        params.resolve(raw, ["generate.steps=2000", "audio.peak=0.4"], origin="params.yaml")
+    ours, theirs = caught.value.message.split("-S generate.steps=2000 -S audio.peak=0.4 has 1 mistake(s):\n")
+    assert ours == "params.yaml has 1 mistake(s):\n  mel.typo: unknown key\n"
+    assert theirs == "  generate.steps: 2000 is more than ldm.diffusion_steps 1000"
+
+
+@pytest.mark.parametrize("override", ["audio.peak", "=1", "audio..peak=1", ".=1", "a" * 50 + "." * 5000 + "=1"])
+def test_an_override_that_is_none_says_how_it_is_written(override):
+    with pytest.raises(ParamsError, match=r"is not section\.key=value") as caught:
+        params.resolve({"preset": "tiny"}, [override])
+    assert len(caught.value.message) < 200
+
+
+@pytest.mark.parametrize("value", ["[" * 50_000, "&a [*a]", "{1: 2}", "a: b: c", "!!int x", "\udcff"])
+def test_the_value_of_an_override_is_bounded_as_a_file_is(value):
+    with pytest.raises(ParamsError, match=r"-S audio\.peak=.* cannot be read as YAML") as caught:
+        params.resolve({"preset": "tiny"}, [f"audio.peak={value}"])
+    assert len(caught.value.message) < 300
+
+
+def test_of_very_many_mistakes_some_are_told():
+    with pytest.raises(ParamsError) as caught:
+        params.resolve({f"key{number}": number for number in range(2000)})
+    assert "has 2000 mistake(s)" in caught.value.message
+    assert caught.value.message.count("\n") == params.MOST_TOLD + 1
+
+
+def test_every_key_that_a_message_names_exists():
+    """Each `section.key` in the strings of both packages, those of f-strings and remedies included."""
+    sections = "|".join([*params.Params.model_fields, "few-steps"])
+    named = re.compile(rf"(?<![\w./-])(?:{sections})(?:\.[a-z_]+)+(?![\w/(])")
+    known = {key for section in everything() for key in section}
+    found = {key for text in strings(ROOT / "stages", ROOT / "musicldm_cli") for key in named.findall(text)}
+    found = {key for key in found if not key.endswith((".csv", ".json", ".jsonl", ".safetensors"))}
+    assert len(found) >= 70
+    assert sorted(found - known) == []
+
+
+def strings(*packages: Path) -> Iterator[str]:
+    for path in (path for package in packages for path in package.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def everything() -> Iterator[set[str]]:
+    """Every key of params, sections of sections included."""
+    for key, _ in leaves(params.preset("paper").model_dump()):
+        parts = key.split(".")
+        yield {".".join(parts[: count + 1]) for count in range(len(parts))}
+
+
+def leaves(data: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
 
 
 @pytest.mark.parametrize("text", ["- a\n- b", "a: [", "preset: huge", "just words"])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stages.generate.pipeline import Pipeline
     from stages.generate.prompts import BadRow, Defaults, Prompt
     from stages.generate.settings import Settings
-    from stages.params import Audio, Params
+    from stages.params import Generate, Params
 
 
 def generate(
@@ -106,14 +106,16 @@ def generate(
 ) -> None:
     """Make music from text: one typed PROMPT, a file of them, or (neither given) the test split's prompts.
 
-    Defaults come from the section `generate` of params.yaml. The same seed makes the same sound. What is
-    there already, with the same settings, is not made again.
+    The model's card says how it samples, unless an option or the section `generate` of params.yaml says otherwise.
+    The same seed makes the same sound. What is there already, with the same settings, is not made again.
     """
     found = session(context)
     edits = EditOptions(init_audio, strength, continued, inpaint, loop, bars, bpm, metre)
     gates = GateOptions(max_similarity, index, tries, avoid_copies)
     edits.check()
     gates.check()
+    from stages.generate.settings import check_options
+
     typed = text is not None
     goal = target(out, suffix, typed, takes, Path("generated") if typed else found.layout.generated)
     if goal.stdout:
@@ -122,21 +124,23 @@ def generate(
             "--json": found.output.mode == "json",
             "--candidates": candidates is not None, "a novelty gate": gates.wanted, "an edit": edits.way is not None,
         })  # fmt: skip
-    params = found.params(override)
-    given = {"sampler": sampler, "steps": steps, "guidance_interval": guidance_interval, "eta": eta, "reuse": reuse,
-             "candidates": candidates}  # fmt: skip
-    settings = _settings(params, given | ({"candidates": 1} if goal.stdout else {}), avoid_copies)
-    maker = _maker(found, model, settings, backend)
-    edit = edits.make(found, maker.audio.sample_rate)
-    defaults = _defaults(params, maker.audio, edit, goal.stdout, seed, negative, guidance, seconds)
-    wanted, bad = _wanted(found, params, text, prompts, limit, defaults, takes)
+    given: dict[str, Any] = {
+        "sampler": sampler, "steps": steps, "guidance": guidance, "guidance_interval": guidance_interval, "eta": eta,
+        "reuse": reuse, "candidates": 1 if goal.stdout else candidates,
+    }  # fmt: skip
+    check_options(avoid=avoid_copies, **given)
+    maker = _maker(found, model, backend, override)
+    settings = _settings(maker, given, avoid_copies)
+    edit = edits.make(found, maker.params)
+    defaults = _defaults(maker, edit, goal.stdout, seed, negative, guidance, seconds)
+    wanted, bad = _wanted(found, maker, text, prompts, limit, defaults, takes)
     asked = {
         "--steps": steps is not None, "--guidance": guidance is not None,
         "--guidance-interval": guidance_interval is not None, "--eta": eta is not None, "--reuse": reuse is not None,
         "--negative": negative is not None, "--avoid-copies": avoid_copies > 0,
         "a column guidance or negative": any((p.guidance, p.negative) != (defaults.guidance, None) for p in wanted),
     }  # fmt: skip
-    count = _few_steps(params, maker.folder, sampler, asked, edit)
+    count = _few_steps(maker, sampler, asked, edit)
     if count is not None:
         found.output.say(f"Sampler: few-steps ({count} steps, by the model's own weights for them).")
         settings = settings.in_few_steps(count)
@@ -145,7 +149,7 @@ def generate(
     if goal.stdout:
         _stream(found, maker, wanted[0], settings, goal.suffix)
     else:
-        _files(found, params, maker, wanted, bad, goal, settings, plot, edit, gates)
+        _files(found, maker, wanted, bad, goal, settings, plot, edit, gates)
 
 
 def _check_stream(refused: dict[str, bool]) -> None:
@@ -156,61 +160,69 @@ def _check_stream(refused: dict[str, bool]) -> None:
         raise UsageError("--out - writes sound, not text.", 'Pipe it: musicldm generate "calm piano" --out - | aplay')
 
 
-def _settings(params: Params, given: dict[str, Any], avoid: float) -> Settings:
-    """The options that were given, and those of params.yaml. Raises UsageError."""
-    from stages.generate.settings import Settings, automatic_reuse
+@dataclass(frozen=True)
+class _Maker:
+    """The model's folder, the parameters it was trained with, how to sample with it, which keys of that were said
+    here rather than by its card, the backend, its card, and the parameters of the folder one stands in."""
 
-    chosen = {key: getattr(params.generate, key) if value is None else value for key, value in given.items()}
+    folder: Path
+    params: Params
+    sampling: Generate
+    said: set[str]
+    backend: str
+    card: dict[str, Any]
+    here: Params
+
+    @property
+    def about(self) -> str:
+        steps = f", {self.card['steps']} steps" if "steps" in self.card else ""
+        return f"{self.folder} (preset {self.params.preset}{steps})"
+
+
+def _maker(found: Session, name: str | None, backend: str, override: list[str] | None) -> _Maker:
+    """Raises ModelError where there is no model, ParamsError for the parameters here, and what check_backend does."""
+    from stages.generate.settings import check_backend
+    from stages.store import model_card, model_params
+
+    check_backend(backend)
+    here = found.params(override)
+    folder = _model_folder(found, name)
+    params = model_params(folder, "ldm")
+    return _Maker(folder, params, *found.sampling(folder, params, override), backend, model_card(folder), here)
+
+
+def _settings(maker: _Maker, given: dict[str, Any], avoid: float) -> Settings:
+    """The options that were given, and the model's defaults. Raises UsageError, also for what the model cannot do."""
+    from stages.generate.settings import DDIM, Settings, automatic_reuse, check_steps, read_scheduler
+
+    chosen = {key: getattr(maker.sampling, key) if value is None else value for key, value in given.items()}
     if chosen["reuse"] is None:
         chosen["reuse"] = automatic_reuse(chosen["steps"])
+    if given["eta"] is None and chosen["sampler"] != DDIM:
+        chosen["eta"] = 0.0
+    del chosen["guidance"]  # of each prompt
+    check_steps(chosen["steps"], read_scheduler(maker.folder))
     low, high = chosen.pop("guidance_interval")
     return Settings(**chosen, interval=(low, high), avoid=avoid)
 
 
-def _few_steps(
-    params: Params, model: Path, sampler: str | None, asked: dict[str, bool], edit: Edit | None
-) -> int | None:
+def _few_steps(maker: _Maker, sampler: str | None, asked: dict[str, bool], edit: Edit | None) -> int | None:
     """How many of the model's few steps to take: where they are wanted, or the model has them and nothing else is.
 
     None for the sampler of the settings. Raises UsageError for what they cannot do, ModelError where there are none.
     """
-    from stages import params as parameters
     from stages.generate.settings import FEW_STEPS, few_steps
 
-    own = {"sampler", "steps", "guidance", "guidance_interval", "eta", "reuse"}
-    usual, wanted = parameters.preset(params.preset).generate, params.generate
-    wanted = wanted.model_copy(update={"reuse": wanted.reuse or usual.reuse})  # null was what older files say
-    changed = wanted.model_dump(include=own) != usual.model_dump(include=own)
     refused = next((name for name, is_asked in asked.items() if is_asked), None)
-    if (sampler or params.generate.sampler) != FEW_STEPS:
-        return None if sampler or refused or changed or edit else few_steps(model)
+    if (sampler or maker.sampling.sampler) != FEW_STEPS:
+        other = sampler or refused or maker.said - {"candidates"} or edit
+        return None if other else few_steps(maker.folder)
     if refused is not None:
         raise UsageError(f"{refused} does not go with the sampler few-steps: steps and guidance are in its weights.")
-    count = few_steps(model)
+    count = few_steps(maker.folder)
     if count is None:
-        raise ModelError(f"{model} has no weights for few steps.", "Train them: musicldm train few-steps")
+        raise ModelError(f"{maker.folder} has no weights for few steps.", "Train them: musicldm train few-steps")
     return count
-
-
-@dataclass(frozen=True)
-class _Maker:
-    """The model's folder, the sound it was trained with (its own params count, not those here), and the backend."""
-
-    folder: Path
-    audio: Audio
-    backend: str
-
-
-def _maker(found: Session, name: str | None, settings: Settings, backend: str) -> _Maker:
-    """What it cannot do is refused here, since loading it takes seconds, and fetching it minutes."""
-    from stages.generate.settings import check_backend, check_steps, read_scheduler
-    from stages.params import Audio
-    from stages.store import model_card
-
-    check_backend(backend)
-    folder = _model_folder(found, name)
-    check_steps(settings.steps, read_scheduler(folder))
-    return _Maker(folder, Audio.model_validate(model_card(folder, "ldm")["params"]["audio"]), backend)
 
 
 def _model_folder(found: Session, model: str | None) -> Path:
@@ -231,22 +243,23 @@ def _model_folder(found: Session, model: str | None) -> Path:
 
 
 def _defaults(
-    params: Params, audio: Audio, edit: Edit | None, streamed: bool, seed: int | None, negative: str | None,
+    maker: _Maker, edit: Edit | None, streamed: bool, seed: int | None, negative: str | None,
     guidance: float | None, seconds: float | None,
 ) -> Defaults:  # fmt: skip
     """What a clip is unless its row says otherwise. Raises UsageError for a length that cannot be."""
     from stages.generate.prompts import Defaults
     from stages.generate.settings import LONGEST_SECONDS, LONGEST_STREAM_SECONDS, length_check
 
+    audio = maker.params.audio
     check = length_check(edit, audio.sample_rate, LONGEST_STREAM_SECONDS if streamed else LONGEST_SECONDS)
     if seconds is not None:
         check(seconds)
     elif edit is not None:
         seconds = edit.seconds(None, audio.clip_seconds)
     return Defaults(
-        params.generate.seed if seed is None else seed,
+        maker.sampling.seed if seed is None else seed,
         negative,
-        params.generate.guidance if guidance is None else guidance,
+        maker.sampling.guidance if guidance is None else guidance,
         audio.clip_seconds if seconds is None else seconds,
         check,
     )
@@ -258,6 +271,7 @@ def _load(found: Session, maker: _Maker, settings: Settings) -> Pipeline:
     from stages.generate.pipeline import Pipeline
     from stages.generate.settings import FEW_STEPS
 
+    found.output.say(f"Model: {maker.about}.")
     pipeline, cache = Pipeline.load(maker.folder, few_steps=settings.sampler == FEW_STEPS), default_cache()
     backend = choose_backend(maker.backend, pipeline, cache)
     use_backend(pipeline, backend, cache, shelve(pipeline, maker.folder, backend.channels_last))
@@ -266,7 +280,7 @@ def _load(found: Session, maker: _Maker, settings: Settings) -> Pipeline:
 
 
 def _wanted(
-    found: Session, params: Params, text: str | None, file: Path | None, limit: int | None, defaults: Defaults,
+    found: Session, maker: _Maker, text: str | None, file: Path | None, limit: int | None, defaults: Defaults,
     count: int,
 ) -> tuple[list[Prompt], list[BadRow]]:  # fmt: skip
     from stages.generate.prompts import read_prompts, takes, typed_prompt
@@ -281,38 +295,40 @@ def _wanted(
     of_tests = file is None or file.resolve() == tests.resolve()
     wanted, bad = read_prompts(file or tests, defaults, of_tests)
     if limit is None and of_tests:
-        limit = params.generate.max_prompts
+        limit = maker.sampling.max_prompts
     return takes(wanted[:limit], count), bad
 
 
 def _files(
-    found: Session, params: Params, maker: _Maker, wanted: list[Prompt], bad: list[BadRow], goal: Target,
+    found: Session, maker: _Maker, wanted: list[Prompt], bad: list[BadRow], goal: Target,
     settings: Settings, plot: bool, edit: Edit | None, gates: GateOptions,
 ) -> None:  # fmt: skip
     from stages.generate.manifest import output_folder, plan_clips
     from stages.store import model_digest
 
-    index = gates.find_index(found, params, maker.folder)
+    index = gates.find_index(found, maker.here, maker.folder)
     also = ({} if edit is None else edit.identity()) | gates.identity(index)
-    plan = plan_clips(wanted, settings, goal.folder, goal.suffix, plot, model_digest(maker.folder), also)
+    digest = model_digest(maker.folder)
+    plan = plan_clips(wanted, settings, goal.folder, goal.suffix, plot, digest, also)
     rows, taken = [plan.rows.get(prompt.id, {}) for prompt in wanted], 0.0
     made: list[dict[str, Any]] = []
     cut: list[str] = []
     if plan.todo:  # else no network is loaded, which takes most of a short command's time
-        from stages.generate.batch import generate_files
-
-        gate = gates.make(found, index, maker.folder, maker.audio)
         with output_folder(goal.folder):
+            from stages.generate.batch import generate_files
+
+            gate = gates.make(found, index, maker.folder, maker.params.audio)
             pipeline = _load(found, maker, settings)
             cut = _warn_of_cut(found, pipeline, plan.todo)
             started = time.perf_counter()
             with found.output.progress() as progress:
                 rows, made = generate_files(
-                    pipeline, wanted, settings, goal.folder, goal.suffix, plot, params.generate.batch_size, progress,
+                    pipeline, wanted, settings, goal.folder, goal.suffix, plot, maker.sampling.batch_size, progress,
                     edit, gate,
                 )  # fmt: skip
         taken = time.perf_counter() - started
-    show(found, rows, made, cut, bad, goal.folder, plot, taken)
+    model = {"model": str(maker.folder), "model_digest": digest}
+    show(found, rows, made, cut, bad, goal.folder, plot, taken, model)
 
 
 def _stream(found: Session, maker: _Maker, prompt: Prompt, settings: Settings, suffix: str) -> None:

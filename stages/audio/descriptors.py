@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.audio import musicnn
+from stages.errors import MissingDependencyError
 
 SAMPLE_RATE = musicnn.SAMPLE_RATE
 N_FFT = 4096  # a quarter of a second: resolves semitones from 70 Hz on
@@ -63,9 +64,18 @@ def compile_librosa() -> None:
     """Have librosa's functions compiled and cached by one process, before several begin.
 
     numba's cache, where it is empty, mixes up what two processes save at once, and whoever reads it then crashes.
+    Raises MissingDependencyError where there is no place for it.
     """
     noise = 0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE)
-    describe(noise.astype(np.float32), None)
+    try:
+        describe(noise.astype(np.float32), None)
+    except RuntimeError as error:
+        if "cannot cache function" not in str(error):
+            raise
+        raise MissingDependencyError(
+            "numba has no folder to keep librosa's compiled functions in: neither home nor temporary folder can be "
+            "written.", "Name one that can be: NUMBA_CACHE_DIR=DIR"
+        ) from error  # fmt: skip
 
 
 def find_key(chroma: NDArray[np.floating]) -> tuple[str, float, float]:

@@ -10,7 +10,6 @@ pipeline; who calls them sees no difference. Networks are compiled for one shape
 one shape (stages.generate.windows).
 """
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stages.caches import cache_home
 from stages.errors import ModelError, UsageError
 from stages.generate.memory import Holder, Shelf
 from stages.generate.pipeline import Pipeline
@@ -49,8 +49,8 @@ class Backend:
 
 
 def default_cache() -> Path:
-    """Where compiled networks are kept: below XDG_CACHE_HOME, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "musicldm" / "backends"
+    """Where compiled networks are kept."""
+    return cache_home() / "musicldm" / "backends"
 
 
 def choose_backend(wanted: str, pipeline: Pipeline, cache: Path) -> Backend:

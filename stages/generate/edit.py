@@ -1,48 +1,26 @@
-"""Music made from music: audio to audio, continuation, and inpainting of a time span.
+"""What an edit of music is: audio to audio, continuation, and inpainting of a time span; how stands in `canvas`.
 
-Audio to audio begins the reverse diffusion from a given clip instead of from noise (SDEdit, Meng et al. 2021). The
-other two hold the latents of what is kept at every step, so that the rest is made to fit; what is kept comes out as
-the samples that went in.
+Knows no network, so that a mistake is told before one is loaded.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from stages.audio import io as audio_io
-from stages.audio.mel import clip_mel
 from stages.errors import DataError, UsageError
-from stages.generate.join import bridge, crossfade, level_like
 from stages.generate.settings import LONGEST_SECONDS, check_length
-from stages.generate.windows import encode_mel
+from stages.params import Params
 
 if TYPE_CHECKING:
+    from stages.generate.canvas import Canvas
     from stages.generate.pipeline import Pipeline
 
 SILENT_PEAK = 1e-4
-CONTEXT_SHARE = 0.5  # of a trained clip: how much of a file's end a continuation listens to
-FADE_SECONDS = 0.02
 SHORTEST_SPAN_SECONDS = 0.1
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """What one sampling works on: so many latent positions in time, perhaps as a ring, and what is given of them.
-
-    `start` (1, C, H, W) is where sampling begins at `strength`, or is held wherever `kept` (1, 1, H, 1) is true.
-    `finish` turns the denoised latents (B, C, H, W) into the resulting waveforms (B, L).
-    """
-
-    positions: int
-    finish: Callable[[Tensor], Tensor]
-    ring: bool = False
-    start: Tensor | None = None
-    strength: float = 1.0
-    kept: Tensor | None = None
 
 
 class Edit(Protocol):
@@ -66,14 +44,18 @@ class Edit(Protocol):
         """The length of the result, `asked` being the length that was asked for. Raises UsageError."""
         ...
 
-    def canvas(self, pipeline: "Pipeline", seconds: float) -> Canvas: ...
+    def check(self, params: Params) -> None:
+        """Raises UsageError or DataError for what a model of these parameters cannot do."""
+        ...
+
+    def canvas(self, pipeline: "Pipeline", seconds: float) -> "Canvas": ...
 
 
 @dataclass(frozen=True)
 class Sound:
     """A file's samples (L,) float32 within [-1, 1] at the model's rate, and their hash."""
 
-    samples: Tensor
+    samples: NDArray[np.float32]
     sha256: str
     sample_rate: int
 
@@ -88,16 +70,17 @@ def read_sound(path: Path, sample_rate: int) -> Sound:
     samples, _ = audio_io.read(path, sample_rate, levels)
     if fault := levels.fault():
         raise DataError(f"{path} {fault}.", "Choose another file.")
-    return make_sound(torch.from_numpy(samples), sample_rate)
+    return make_sound(samples, sample_rate)
 
 
-def make_sound(samples: Tensor, sample_rate: int) -> Sound:
+def make_sound(samples: ArrayLike, sample_rate: int) -> Sound:
     """Raises DataError for silence."""
-    if not len(samples) or float(samples.abs().max()) < SILENT_PEAK:
+    samples = np.asarray(samples, dtype=np.float32)
+    if not len(samples) or float(np.abs(samples).max()) < SILENT_PEAK:
         raise DataError("The audio to begin from is silent.", "Choose another file.")
     digest = audio_io.SampleHash(sample_rate)
-    digest.update(samples.numpy())
-    return Sound(samples.clamp(-1, 1), digest.hexdigest(), sample_rate)
+    digest.update(samples)
+    return Sound(samples.clip(-1, 1), digest.hexdigest(), sample_rate)
 
 
 @dataclass(frozen=True)
@@ -122,14 +105,13 @@ class Init:
         check_length(asked, self.sound.sample_rate)
         return asked
 
-    def canvas(self, pipeline: "Pipeline", seconds: float) -> Canvas:
-        positions = pipeline.positions(seconds)
-        start = encode(pipeline, self.sound.samples[: positions * pipeline.position_samples], positions)
+    def check(self, params: Params) -> None:
+        """Any file will do."""
 
-        def finish(latents: Tensor) -> Tensor:
-            return pipeline.decode(latents)[:, : pipeline.samples(seconds)]
+    def canvas(self, pipeline: "Pipeline", seconds: float) -> "Canvas":
+        from stages.generate.canvas import of_init
 
-        return Canvas(positions, finish, start=start, strength=self.strength)
+        return of_init(self, pipeline, seconds)
 
 
 @dataclass(frozen=True)
@@ -154,32 +136,16 @@ class Continuation:
             )
         return asked
 
-    def canvas(self, pipeline: "Pipeline", seconds: float) -> Canvas:
-        """The file's end, as many whole latent positions as half a clip has, then what is new."""
-        size, clip = pipeline.position_samples, pipeline.params.latent_shape[1]
-        new = pipeline.samples(self.seconds(seconds, 0)) - len(self.sound.samples)
-        known = min(round(clip * CONTEXT_SHARE), len(self.sound.samples) // size)
-        if known == 0:
-            raise DataError(
-                f"The file of --continue is shorter than {size / pipeline.params.audio.sample_rate:g} s.",
-                "Choose a longer one.",
-            )
-        context = self.sound.samples[-known * size :]
-        positions = max(clip, known - (-new // size))
-        start = encode(pipeline, mirrored(context, positions * size), positions)
-        kept = (torch.arange(positions, device=start.device) < known).view(1, 1, -1, 1)
+    def check(self, params: Params) -> None:
+        """Raises DataError for a file that is shorter than a latent position."""
+        if len(self.sound.samples) < params.position_samples:
+            shortest = params.position_samples / params.audio.sample_rate
+            raise DataError(f"The file of --continue is shorter than {shortest:g} s.", "Choose a longer one.")
 
-        def finish(latents: Tensor) -> Tensor:
-            audio = pipeline.decode(latents)
-            audio = level_like(audio, context.to(audio), slice(0, len(context)))
-            return torch.stack([self._joined(row[len(context) :][:new]) for row in audio])
+    def canvas(self, pipeline: "Pipeline", seconds: float) -> "Canvas":
+        from stages.generate.canvas import of_continuation
 
-        return Canvas(positions, finish, start=start, kept=kept)
-
-    def _joined(self, new: Tensor) -> Tensor:
-        fade = min(len(new), round(FADE_SECONDS * self.sound.sample_rate))
-        old = self.sound.samples.to(new)
-        return torch.cat([old, bridge(old, new, fade)])
+        return of_continuation(self, pipeline, seconds)
 
 
 @dataclass(frozen=True)
@@ -216,42 +182,32 @@ class Inpainting:
         rate = self.sound.sample_rate
         return round(self.begin * rate), min(round(self.end * rate), len(self.sound.samples))
 
-    def canvas(self, pipeline: "Pipeline", seconds: float) -> Canvas:
-        """The span with music on both sides, at least a quarter of a clip where there is as much."""
-        size, clip = pipeline.position_samples, pipeline.params.latent_shape[1]
+    def layout(self, params: Params) -> tuple[int, NDArray[np.bool_]]:
+        """What a model works on: the span with music on both sides, at least a quarter of a clip where there is as
+        much. Its first sample, and which of its latent positions in time are kept.
+
+        Raises UsageError when none would be.
+        """
+        size, clip = params.position_samples, params.latent_shape[1]
         (begin, end), total = self.span, len(self.sound.samples)
         positions = max(clip, -(-(end - begin) // size) + clip // 2)
         origin = max(0, min(begin - (positions * size - (end - begin)) // 2, total - positions * size))
-        part = self.sound.samples[origin : origin + positions * size]
-        first = origin + torch.arange(positions) * size
+        first = origin + np.arange(positions) * size
         kept = ((first + size <= begin) | (first >= end)) & (first + size <= total)
         if not kept.any():
             raise UsageError(
                 f"--inpaint leaves nothing of the file that is as long as {size / self.sound.sample_rate:g} s.",
                 "Choose a shorter span.",
             )
-        start = encode(pipeline, part, positions)
+        return origin, kept
 
-        def finish(latents: Tensor) -> Tensor:
-            audio = pipeline.decode(latents)[:, : len(part)]
-            outside = torch.ones(len(part), dtype=torch.bool, device=audio.device)
-            outside[begin - origin : end - origin] = False
-            audio = level_like(audio, part.to(audio), outside)
-            return torch.stack([self._joined(row[begin - origin : end - origin]) for row in audio])
+    def check(self, params: Params) -> None:
+        self.layout(params)
 
-        return Canvas(positions, finish, start=start, kept=kept.view(1, 1, -1, 1).to(start.device))
+    def canvas(self, pipeline: "Pipeline", seconds: float) -> "Canvas":
+        from stages.generate.canvas import of_inpainting
 
-    def _joined(self, new: Tensor) -> Tensor:
-        begin, end = self.span
-        fade = min(len(new) // 2, round(FADE_SECONDS * self.sound.sample_rate))
-        result = self.sound.samples.to(new).clone()
-        old = result[begin:end].clone()
-        if begin > 0:
-            new = torch.cat([crossfade(old[:fade], new[:fade]), new[fade:]])
-        if end < len(result):
-            new = torch.cat([new[:-fade], crossfade(new[-fade:], old[-fade:])])
-        result[begin:end] = new.clamp(-1, 1)
-        return result
+        return of_inpainting(self, pipeline)
 
 
 def parse_inpaint(text: str) -> tuple[Path, float, float]:
@@ -263,20 +219,3 @@ def parse_inpaint(text: str) -> tuple[Path, float, float]:
         raise UsageError(
             f"--inpaint {text!r} is not FILE:START:END with START and END in seconds.", "E.g.: song.wav:12.5:15"
         ) from None
-
-
-@torch.no_grad()
-def encode(pipeline: "Pipeline", samples: Tensor, positions: int) -> Tensor:
-    """Scaled latents (1, C, positions, F / P) of samples (L,), normalised as in training, padded with silence."""
-    peak, mel = pipeline.params.audio.peak, clip_mel(pipeline.params).to(pipeline.device)
-    samples = samples.to(pipeline.device)
-    samples = samples - samples.mean()
-    samples = samples * (peak / samples.abs().max().clamp(min=SILENT_PEAK))
-    padded = torch.nn.functional.pad(samples, (0, positions * pipeline.position_samples - len(samples)))
-    return encode_mel(pipeline.vae, mel(padded[None]), pipeline.params.latent_shape[1]) * pipeline.vae.scale
-
-
-def mirrored(samples: Tensor, length: int) -> Tensor:
-    """`samples` (L,), then themselves backwards, forwards and so on up to `length`: no edge where they end."""
-    both = torch.cat([samples, samples.flip(0)])
-    return both.repeat(-(-length // len(both)))[:length]

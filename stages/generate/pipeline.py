@@ -16,7 +16,8 @@ from torch import Generator, Tensor, nn
 from stages.audio.level import limited
 from stages.clap.model import Clap, load_clap
 from stages.errors import ModelError
-from stages.generate.edit import Canvas, Edit
+from stages.generate.canvas import Canvas
+from stages.generate.edit import Edit
 from stages.generate.gate import Nearest, Neighbour, steered
 from stages.generate.prompts import SEED_LIMIT, Prompt
 from stages.generate.reuse import Reuse, Split, SplitUnet
@@ -94,7 +95,7 @@ class Pipeline(nn.Module):
     @property
     def position_samples(self) -> int:
         """What one latent position stands for."""
-        return self.params.mel.hop_length * self.params.vae.downsampling
+        return self.params.position_samples
 
     def positions(self, seconds: float) -> int:
         """Latent positions in time for a result: at least a whole trained clip.

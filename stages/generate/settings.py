@@ -16,8 +16,9 @@ from stages.store import model_card, read_config
 if TYPE_CHECKING:
     from stages.generate.edit import Edit
 
+DDIM = "ddim"
 SAMPLERS = {
-    "ddim": "DDIMScheduler",
+    DDIM: "DDIMScheduler",
     "dpm++": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
     "euler": "EulerDiscreteScheduler",
@@ -59,7 +60,7 @@ class Settings:
                 raise UsageError(f"--{name} {count} is less than 1.")
         if not 0 <= self.eta <= 1:
             raise UsageError(f"--eta {self.eta:g} is not between 0 and 1.")
-        if self.eta > 0 and self.sampler != "ddim":
+        if self.eta > 0 and self.sampler != DDIM:
             raise UsageError(
                 f"--eta belongs to the sampler ddim; {self.sampler} adds no noise.", "Leave it out, or take ddim."
             )
@@ -73,6 +74,18 @@ class Settings:
     def in_few_steps(self, count: int) -> "Settings":
         """The same by a model's few-step weights, which hold the guidance."""
         return replace(self, sampler=FEW_STEPS, steps=count, interval=WHOLE, eta=0.0, reuse=1)
+
+
+def check_options(
+    *, sampler: str | None, steps: int | None, eta: float | None, candidates: int | None, reuse: int | None,
+    guidance: float | None, guidance_interval: tuple[float, float] | None, avoid: float,
+) -> None:  # fmt: skip
+    """Raises UsageError for options that no model can do, before one is looked for; None is one not given."""
+    if guidance is not None and not 0 <= guidance < float("inf"):
+        raise UsageError(f"--guidance {guidance:g} is no weight from 0 on.")
+    one = {"steps": steps, "candidates": candidates, "reuse": reuse}
+    counts = {name: 1 if count is None else count for name, count in one.items()}
+    Settings(sampler=sampler or DDIM, eta=eta or 0.0, interval=guidance_interval or WHOLE, avoid=avoid, **counts)
 
 
 def automatic_reuse(steps: int) -> int:

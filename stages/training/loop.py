@@ -97,6 +97,7 @@ class Run:
     ) -> None:
         self.task, self.settings, self.state = task, task.settings, task.state
         self.root, self.identity = root, identity
+        self.key = f"{task.name.replace('-', '_')}.train"  # of params.yaml
         self.run = root / checkpoint.digest(identity)
         self.progress, self.log, self.warn = progress, log, warn
         self.accelerator = build_accelerator(self.settings)
@@ -187,7 +188,7 @@ class Run:
         settings, world = self.settings, self.accelerator.num_processes
         if settings.batch_size % (world * settings.accumulation):
             raise ParamsError(
-                f"{self.task.name}.train.batch_size {settings.batch_size} does not divide by {world} processes "
+                f"{self.key}.batch_size {settings.batch_size} does not divide by {world} processes "
                 f"x {settings.accumulation} accumulation steps.",
                 "Choose a multiple, so that every process sees equal slices.",
             )
@@ -237,7 +238,7 @@ class Run:
             raise ModelError(
                 f"The loss was not finite in {in_a_row} steps in a row, up to step {step + 1} with the tracks "
                 f"{', '.join(tracks)}.",
-                f"Lower {self.task.name}.train.learning_rate, set grad_clip or precision: fp32, or check these tracks.",
+                f"Lower {self.key}.learning_rate, set {self.key}.grad_clip or precision: fp32, or check these tracks.",
             )
 
     @torch.no_grad()

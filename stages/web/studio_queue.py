@@ -8,9 +8,10 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -80,13 +81,14 @@ class Job:
 class StudioQueue:
     """Makes the clips of `models` (folders by name) below `out`, one at a time, in the order they were asked for.
 
-    All are guided in the same `interval` of the diffusion's time.
+    Each is guided in its own one of `intervals` of the diffusion's time; without one, throughout.
     """
 
     def __init__(
-        self, models: dict[str, Path], out: Path, shards: Path, cache: Path, interval: tuple[float, float] = WHOLE
-    ) -> None:
-        self.models, self.out, self.shards, self.cache, self.interval = models, out, shards, cache, interval
+        self, models: dict[str, Path], out: Path, shards: Path, cache: Path,
+        intervals: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        self.models, self.out, self.shards, self.cache, self.intervals = models, out, shards, cache, intervals
         self._names = {model_digest(path): name for name, path in models.items()}
         self._jobs: dict[str, Job] = {}
         self._line: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -106,7 +108,7 @@ class StudioQueue:
 
     def submit(self, owner: str, given: dict[str, Any], upload: Upload | None) -> Job:
         """Queue a clip. Raises Refused for impossible settings or a full queue."""
-        job = _job(owner, given, upload, self.models, self.interval)
+        job = _job(owner, given, upload, self.models, self.intervals)
         with self._lock:
             waiting = [j for j in self._jobs.values() if j.state in ("queued", "running")]
             if len(waiting) >= WAITING_ALL or sum(j.owner == owner for j in waiting) >= WAITING_EACH:
@@ -194,7 +196,7 @@ class StudioQueue:
         if job.upload is not None:
             rate = pipeline.params.audio.sample_rate
             samples = np.concatenate(list(audio_io.resample([job.upload.samples], job.upload.sample_rate, rate)))
-            init = Init(make_sound(torch.from_numpy(samples), rate), job.strength)
+            init = Init(make_sound(samples, rate), job.strength)
         folder = self._folder(job.owner)
         generate_files(pipeline, [job.prompt], job.settings, folder, progress=progress, edit=init)
         samples, _ = audio_io.read(folder / f"{job.id}.wav")
@@ -248,7 +250,11 @@ def _read_near(folder: Path, clip: str) -> list[dict[str, Any]] | None:
 
 
 def _job(
-    owner: str, given: dict[str, Any], upload: Upload | None, models: dict[str, Path], interval: tuple[float, float]
+    owner: str,
+    given: dict[str, Any],
+    upload: Upload | None,
+    models: dict[str, Path],
+    intervals: Mapping[str, tuple[float, float]],
 ) -> Job:
     model, sampler = text_field(given, "model"), text_field(given, "sampler")
     if model not in models:
@@ -269,5 +275,5 @@ def _job(
         raise Refused(422, error.message) from None
     job_id = secrets.token_hex(8)
     strength = number_field(given, "strength", 0, 1) if upload is not None else 1.0
-    settings = Settings(sampler, steps, 0.0, candidates, interval)
+    settings = Settings(sampler, steps, 0.0, candidates, intervals.get(model, WHOLE))
     return Job(job_id, owner, model, replace(prompt, id=job_id), settings, upload, strength)

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from musicldm_cli import app
+from musicldm_cli.commands import generate as command
 from stages.generate.pipeline import Pipeline
 from tests import DEMO
 
@@ -73,7 +74,7 @@ def test_takes_of_one_prompt_differ_and_the_first_is_the_prompt_itself(call, tmp
         (("x", "--loop", "--bpm", "0"), 2, "above 0"),
         (("x", "--tries", "3"), 2, "--tries belongs to --max-similarity"),
         (("x", "--max-similarity", "7"), 2, "--max-similarity 7"),
-        (("x", "--max-similarity", "0.9", "--index", "none"), 4, "no none"),
+        (("x", "--max-similarity", "0.9", "--index", "none"), 4, "none is no index"),
         (("x", "--max-similarity", "0.9"), 4, "no training music in work/shards"),
         (("x", "--continue", SONG, "--seconds", "2"), 2, "has"),
         (("x", "--continue", "none.wav"), 4, "none.wav cannot be opened"),
@@ -112,6 +113,79 @@ def test_mistakes_get_one_sentence_at_once_and_leave_nothing(call, tmp_path, mon
     assert (found, said in err) == (code, True), err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_are_told_before_torch_is_imported(toy_models, tmp_path):
+    """Which takes seconds: a bad length, file, span, index, prompts file, parameter or folder needs no network."""
+    soundfile.write(tmp_path / "short.wav", [0.1] * 200, 16_000)
+    soundfile.write(tmp_path / "silent.wav", [0.0] * 20_000, 16_000)
+    (tmp_path / "p.csv").write_text("prompt,seconds\nx,-3\n")
+    mistakes = [
+        ["x", "--continue", SONG, "--seconds", "2"], ["x", "--continue", "short.wav"], ["x", "--continue", "none.wav"],
+        ["x", "--init-audio", "silent.wav"], ["x", "--init-audio", SONG, "--strength", "2"],
+        ["x", "--inpaint", f"{SONG}:5:4"], ["x", "--inpaint", "short.wav:0:0.01"], ["x", "--loop", "--bpm", "0"],
+        ["x", "--loop", "--seconds", "3"], ["x", "--candidates", "0"], ["x", "--steps", "1001"], ["x", "--eta", "2"],
+        ["x", "--max-similarity", "0.9"], ["x", "--max-similarity", "0.9", "--index", "none"],
+        ["--prompts", "p.csv"], ["--prompts", "none.csv"], [], ["x", "-S", "generate.steps=0"],
+        ["x", "--out", f"{SONG}/clips"], ["x", "--sampler", "few-steps"],
+    ]  # fmt: skip
+    probe = (
+        "import json, sys\nfrom musicldm_cli.app import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    sys.argv = ['musicldm', *words]\n"
+        "    try: main()\n"
+        "    except SystemExit as end: print(end.code, bool({'torch', 'transformers'} & set(sys.modules)))\n"
+    )
+    lines = json.dumps([["generate", "--model", str(toy_models / "ldm"), *words] for words in mistakes])
+    done = subprocess.run([sys.executable, "-c", probe, lines], cwd=tmp_path, capture_output=True, text=True)
+    codes = [2, 4, 4, 4, 2, 2, 2, 2, 2, 2, 2, 2, 4, 4, 4, 4, 2, 3, 4, 5]
+    assert done.stdout.splitlines() == [f"{code} False" for code in codes], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "sampled"),
+    [
+        (None, (), ("unipc", 12, (0.0, 0.5), 4.0)),
+        ("preset: tiny", (), ("unipc", 12, (0.0, 0.5), 4.0)),
+        ("preset: paper", (), ("unipc", 12, (0.0, 0.5), 4.0)),
+        ("preset: tiny\ngenerate: {steps: 3, guidance: 2.0, reuse: null}", (), ("unipc", 3, (0.0, 0.5), 4.0)),
+        ("preset: tiny", ("-S", "generate={steps: 20, guidance_interval: [0, 1]}"), ("unipc", 20, (0.0, 1.0), 4.0)),
+        ("preset: tiny\ngenerate: {steps: 3}", ("--sampler", "ddim", "--guidance", "5"), ("ddim", 3, (0.0, 0.5), 5.0)),
+    ],
+)
+def test_a_model_samples_as_its_own_card_says_wherever_one_stands(typed, tmp_path, monkeypatch, file, options, sampled):
+    """Not as the preset of the folder's params.yaml does; only what that file changes itself is heeded."""
+    seen = []
+    monkeypatch.setattr(command, "_files", lambda *given: seen.append((given[2][0], given[5])))
+    if file is not None:
+        (tmp_path / "params.yaml").write_text(file)
+    code, _, err = typed(tmp_path, "generate", "calm", "--model", "shipped", "--reuse", "1", *options)
+    assert code == 0, err
+    ((prompt, settings),) = seen
+    assert (settings.sampler, settings.steps, settings.interval, prompt.guidance) == sampled
+
+
+def test_the_model_of_this_project_samples_as_its_params_say(typed, toy_models, tmp_path, monkeypatch):
+    """Also where they say what their preset does and the model's card does not; a foreign preset says nothing."""
+    seen = []
+    monkeypatch.setattr(command, "_files", lambda *given: seen.append(given[5].steps))
+    model = tmp_path / "work" / "models" / "ldm"
+    shutil.copytree(toy_models / "ldm", model)
+    card = json.loads((model / "musicldm.json").read_text())
+    card["params"]["generate"]["steps"] = 33
+    (model / "musicldm.json").write_text(json.dumps(card))
+    for text, steps in (("preset: tiny", 20), ("preset: tiny\ngenerate: {steps: 5}", 5), ("preset: small", 33)):
+        (tmp_path / "params.yaml").write_text(text)
+        assert typed(tmp_path, "generate", "calm")[0] == 0
+        assert seen.pop() == steps
+
+
+def test_the_model_is_named(call, toy_models, tmp_path):
+    code, _, err = call("calm piano")
+    assert code == 0
+    assert f"Model: {toy_models / 'ldm'} (preset tiny, 0 steps)." in err
+    code, out, _ = call("calm piano", "--json")
+    assert json.loads(out)["model"] == str(toy_models / "ldm")
 
 
 @pytest.mark.parametrize("options", [("--out", "a/clips"), ("--out", "there"), ("--out", "a/clip.wav")])
@@ -193,4 +267,4 @@ def test_the_guidance_interval_is_that_of_params_unless_it_is_given(call, tmp_pa
         row = json.loads((tmp_path / name / "manifest.jsonl").read_text())
         assert row["guidance_interval"] == told
     code, _, err = call("calm", "-S", "generate.guidance_interval=[0.9, 0.1]")
-    assert (code, "0.9 0.1 is not two shares" in err) == (2, True)
+    assert (code, "generate.guidance_interval: [0.9, 0.1] is not two shares" in err) == (3, True)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -103,7 +104,7 @@ def test_a_continuation_keeps_the_file_to_the_sample_and_adds_the_rest(pipeline,
     sound = make_sound(clip[:19_001], RATE)  # no whole number of latent positions
     found = edited(pipeline, Continuation(sound), seconds)
     assert len(found) == (19_001 + 20_480 if seconds is None else round(seconds * RATE))
-    assert torch.equal(found[:19_001], sound.samples)
+    assert np.array_equal(found[:19_001], sound.samples)
     assert found[19_001:].abs().max() > 1e-3
     assert jump(found, 19_001) < 4 * typical_jump(found)
 
@@ -119,9 +120,9 @@ def test_inpainting_changes_the_span_and_nothing_else(pipeline, clip, begin, end
     sound = make_sound(clip[:19_200], RATE)
     found = edited(pipeline, Inpainting(sound, begin, end), None)
     first, last = round(begin * RATE), round(end * RATE)
-    assert torch.equal(found[:first], sound.samples[:first])
-    assert torch.equal(found[last:], sound.samples[last:])
-    assert (found[first:last] - sound.samples[first:last]).abs().max() > 1e-3
+    assert np.array_equal(found[:first], sound.samples[:first])
+    assert np.array_equal(found[last:], sound.samples[last:])
+    assert np.abs(found[first:last].numpy() - sound.samples[first:last]).max() > 1e-3
     for place in {first, last} - {0, 19_200}:
         assert jump(found, place) < 4 * typical_jump(found)
 
@@ -133,7 +134,7 @@ def test_a_long_file_is_inpainted_around_its_span_only(pipeline):
     assert edit.canvas(pipeline, sound.seconds).positions == 33  # 25 of the span and half a clip
     found = edited(pipeline, edit, None)
     assert len(found) == len(sound.samples)
-    changed = (found != sound.samples).nonzero()
+    changed = (found.numpy() != sound.samples).nonzero()[0]
     assert (int(changed.min()), int(changed.max())) == (160_000, 191_999)
 
 

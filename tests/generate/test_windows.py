@@ -11,9 +11,10 @@ from stages.audio.level import limiter
 from stages.errors import UsageError
 from stages.generate import stream as stream_room
 from stages.generate.batch import make_clips
-from stages.generate.loop import Loop, resample_ring, stretch_ring
+from stages.generate.loop import Loop
 from stages.generate.pipeline import Pipeline
 from stages.generate.prompts import Prompt, with_tempo
+from stages.generate.ring import resample_ring, stretch_ring
 from stages.generate.samplers import normal
 from stages.generate.settings import Settings
 from stages.generate.stream import stream
@@ -109,7 +110,7 @@ def test_a_loop_begins_where_its_clicks_are():
     from types import SimpleNamespace
 
     from stages import params as parameters
-    from stages.generate.loop import first_downbeat
+    from stages.generate.ring import first_downbeat
 
     fake = SimpleNamespace(params=parameters.preset("tiny"))
     audio = torch.zeros(64_000)  # two bars at 120 BPM
