@@ -161,6 +161,8 @@ def _settings(params: Params, given: dict[str, Any], avoid: float) -> Settings:
     from stages.generate.settings import Settings, automatic_reuse
 
     chosen = {key: getattr(params.generate, key) if value is None else value for key, value in given.items()}
+    if given["eta"] is None and given["sampler"] not in (None, "ddim"):
+        chosen["eta"] = 0.0  # that of params.yaml belongs to its own sampler
     if chosen["reuse"] is None:
         chosen["reuse"] = automatic_reuse(chosen["steps"])
     low, high = chosen.pop("guidance_interval")

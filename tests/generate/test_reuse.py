@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from musicldm_cli.commands.generate import _settings
 from stages.audio.mel import clip_mel
 from stages.generate.pipeline import Pipeline
 from stages.generate.prompts import Prompt
@@ -67,6 +68,18 @@ def test_every_nth_step_is_whole_for_each_window_and_each_sampling():
     assert kinds == (["whole"] * 2 + ["outer"] * 4 + ["whole"] * 2 + ["outer"] * 2) * 2
     denoise(windows[0][:1], torch.tensor(50.0), torch.zeros(1, 4))  # guidance ended: the kept features do not fit
     assert unet.calls[-1] == ("whole", 1)
+
+
+def test_published_recipes_sample_exactly_unless_another_way_is_asked_for():
+    def chosen(raw, **given):
+        nothing = dict.fromkeys(("sampler", "steps", "guidance_interval", "eta", "reuse", "candidates"))
+        return _settings(resolve(raw), nothing | given, 0.0)
+
+    paper, released = (chosen({"preset": name}) for name in ("paper", "released"))
+    assert (paper.sampler, paper.steps, paper.reuse, paper.eta, paper.candidates) == ("ddim", 200, 1, 0.0, 1)
+    assert (released.sampler, released.reuse, released.eta, released.candidates) == ("ddim", 1, 1.0, 5)
+    assert chosen({"preset": "released"}, sampler="unipc").eta == 0.0
+    assert chosen({"preset": "paper", "generate": {"reuse": None}}).reuse == 4
 
 
 def test_how_often_nobody_says():
