@@ -106,6 +106,12 @@ def test_steering_away_takes_no_features_of_long_ago_or_of_another_neighbour():
     assert len(unet.ages) > 60
 
 
+def test_published_recipes_sample_exactly():
+    paper, released = (resolve({"preset": name}).generate for name in ("paper", "released"))
+    assert (paper.sampler, paper.steps, paper.reuse, paper.eta, paper.candidates) == ("ddim", 200, 1, 0.0, 1)
+    assert (released.sampler, released.reuse, released.eta, released.candidates) == ("ddim", 1, 1.0, 5)
+
+
 def test_how_often_nobody_says():
     assert [automatic_reuse(steps) for steps in (1, 20, 50, 99, 100, 200, 1000)] == [1, 1, 1, 1, 2, 4, 4]
 
