@@ -134,6 +134,8 @@ class _Libav:
     """The first audio stream of a container, or the one that it marks as the default."""
 
     def __init__(self, path: Path, container: Any, stream: Any, mp3_seconds: float) -> None:
+        if stream.codec_context is None:
+            raise DataError(f"{path} cannot be decoded: its codec is not known.")
         stream.codec_context.thread_count = 1
         self.sample_rate: int = stream.codec_context.sample_rate
         self.channels: int = stream.codec_context.channels
