@@ -60,8 +60,9 @@ def parts(path: Path, handle: int) -> list[Part]:
     size = os.fstat(handle).st_size
     if size == 0:
         raise DataError(f"{path} is empty.")
-    kind = os.pread(handle, 4, 0)
-    if kind == b"OggS":
+    head = os.pread(handle, _FIND_BYTES, 0)
+    kind = head[:4]
+    if head.lstrip(b"\0").startswith(b"OggS"):
         return _ogg_parts(path, handle, size)
     if kind in _CHUNKED:
         return [Part(0, size, _check_chunks(path, handle, size, kind))]
@@ -164,7 +165,7 @@ def _ogg_parts(path: Path, handle: int, size: int) -> list[Part]:
     was_first = was_last = False
     for start, stop, flags, word in _ogg_pages(handle, size):
         first = bool(flags & _OGG_FIRST)
-        if first and not was_first:
+        if (first and not was_first) or not starts:
             if starts and not was_last:
                 raise DataError(f"{path} is truncated: the end of its Ogg stream {len(starts)} is missing.")
             starts.append(start)

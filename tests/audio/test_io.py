@@ -347,6 +347,19 @@ def test_of_several_tracks_one_is_read_and_of_video_the_sound(tmp_path: Path) ->
         assert np.abs(np.fft.rfft(samples[8000:24_000])).argmax() == 440
 
 
+def test_an_ogg_behind_zeros_is_read_and_one_without_its_first_flag_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.ogg", noise())
+    whole = path.read_bytes()
+    path.write_bytes(bytes(3000) + whole)
+    assert len(io.read(path)[0]) == 5 * RATE
+    path.write_bytes((bytes(3000) + whole)[: len(whole) // 2])
+    with pytest.raises(DataError, match="truncated"):
+        io.read(path)
+    path.write_bytes(whole[:5] + b"\0" + whole[6:])
+    with pytest.raises(DataError, match=r"not audio|no audio|decoded|truncated"):
+        io.read(path)
+
+
 def riff(*chunks: tuple[bytes, bytes, int | None], total: int | None = None) -> bytes:
     """A WAV of chunks (name, content, size that is stated)."""
     body = b"".join(name + struct.pack("<I", len(data) if size is None else size) + data for name, data, size in chunks)

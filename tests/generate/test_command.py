@@ -44,13 +44,15 @@ def test_one_file_by_name_and_edits_of_a_real_song(call, tmp_path):
         ("b.ogg", ("--continue", SONG, "--seconds", str(length + 1)), length + 1),
         ("c.wav", ("--inpaint", f"{SONG}:3:4"), length),
         ("d.wav", ("--loop", "--bars", "1", "--bpm", "130"), round(4 * 60 / 130 * 16_000) / 16_000),
+        ("e.mp3", ("--init-audio", "a.flac"), 1.28),
+        ("f.opus", ("--continue", "e.mp3", "--seconds", "2"), 2),
     ):
         code, out, err = call("calm piano", "--out", name, *options)
         assert code == 0, err
         assert out.startswith(name)
         assert soundfile.info(tmp_path / name).duration == pytest.approx(seconds, abs=1e-4)
     rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
-    assert [row["file"] for row in rows] == ["a.flac", "b.ogg", "c.wav", "d.wav"]
+    assert [row["file"] for row in rows] == ["a.flac", "b.ogg", "c.wav", "d.wav", "e.mp3", "f.opus"]
     assert rows[3]["prompt"] == "calm piano, 130 BPM"
 
 

@@ -18,6 +18,7 @@ pytest.importorskip("fastapi", reason="pip install 'musicldm[web]'")
 from stages.web import studio as studio_
 from stages.web.decode import LONGEST_SECONDS, decode
 from stages.web.refused import Refused
+from tests.faults.conftest import FAULTS
 from tests.web.test_studio import DEMO, Person, shards, start  # noqa: F401
 
 SONG = (DEMO / "flare_battle_theme.ogg").read_bytes()
@@ -63,6 +64,13 @@ def test_what_is_no_whole_audio_is_refused_with_a_sentence(tmp_path, data, words
         decode(path, 48_000)
     assert str(tmp_path) not in caught.value.sentence
     assert [file.name for file in tmp_path.iterdir()] == ["upload"]
+
+
+@pytest.mark.parametrize("name", ["s.m4b", "s.webm", "s.wma"])
+def test_what_telephones_and_downloaders_write_is_decoded(tmp_path, name):
+    path = tmp_path / "upload"
+    path.write_bytes((FAULTS / "other-suffixes" / name).read_bytes())
+    assert len(decode(path, 16_000)) == pytest.approx(4 * 16_000, abs=1000)
 
 
 @pytest.fixture
