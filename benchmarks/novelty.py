@@ -150,7 +150,7 @@ def spectrograms(sizes: tuple[int, ...]) -> dict[str, float]:
         memory, started = Memory(), time.perf_counter()
         found = spectral.search(clips, [(i, pool[i % 1000]) for i in range(size)])
         seconds, grown = time.perf_counter() - started, (memory.highest - memory.start_bytes) / 1e6
-        assert (found.track == 7 * np.arange(CLIPS)).all(), "the planted clips are not found"
+        assert (found.track % 1000 == 7 * np.arange(CLIPS)).all(), "the planted clips are not found"
         figures |= {f"spectrograms_{size}_seconds": seconds, f"spectrograms_{size}_megabytes": grown}
         print(f"{size:9d} tracks, spectrograms of {CLIPS} clips: {seconds:7.1f} s, {grown:6.0f} MB", flush=True)
     return figures

@@ -31,7 +31,7 @@ from stages.evaluate.embeddings import (
     shard_segments,
 )
 from stages.evaluate.intervals import Rows, distance_figure, mean_figure, ratio_figure, resampler
-from stages.evaluate.quality import fewest, frechet_distance, limit_figure
+from stages.evaluate.quality import fewest, frechet_distance, intervals, limit_figure
 from stages.evaluate.setting import Setting
 from stages.params import Audio, Evaluate, Params
 from stages.store import write_json
@@ -235,7 +235,7 @@ def figures(
     return {
         "backbone": real.backbone, "preprocessing": real.preprocessing, "n_real": len(real.names),
         "n_real_tracks": real.n_tracks, "sets": result, "ratios": ratios,
-        "intervals": f"95%, {settings.bootstrap} bootstrap draws of whole tracks, seed {settings.seed}",
+        "intervals": intervals(settings),
         "warnings": _warnings(real, sets),
     }  # fmt: skip
 

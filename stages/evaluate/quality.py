@@ -185,7 +185,7 @@ def quality(generated: Embedded, reference: Embedded, settings: Evaluate) -> dic
         "n_reference": len(reference.names),
         "n_generated_tracks": generated.n_tracks,
         "n_reference_tracks": reference.n_tracks,
-        "intervals": f"95%, {settings.bootstrap} bootstrap draws of whole tracks, seed {settings.seed}",
+        "intervals": intervals(settings),
     }
     result |= _set_distances(generated, reference, settings) | _tag_figures(generated, reference, settings)
     result["warnings"] = _warnings(generated, reference)
@@ -212,6 +212,12 @@ def _set_distances(generated: Embedded, reference: Embedded, settings: Evaluate)
         | {"subsets": KID_SUBSETS, "subset_size": min(KID_SIZE, len(x), len(y)), "subset_deviation": deviation},
         **_neighbours(generated, y, draws),
     }
+
+
+def intervals(settings: Evaluate) -> str:
+    """How the intervals of distances between sets are made."""
+    few = f" (fd_infinity {FD_DRAWS})" if settings.bootstrap > FD_DRAWS else ""
+    return f"95%, {settings.bootstrap} bootstrap draws{few} of whole tracks, seed {settings.seed}"
 
 
 def fewest(*sets: Embedded) -> tuple[int, int]:

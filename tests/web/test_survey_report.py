@@ -118,7 +118,9 @@ def test_report_is_what_the_definitions_give(survey, call):
     check_table(work, given)
     text = call("report", "-S", "evaluate.bootstrap=4000", mode=())
     figure = result["means"]["quality"][MODELS[0]]
-    assert f"{MODELS[0]} {figure['value']:.2f} ({figure['low']:.2f} to {figure['high']:.2f}), " in text
+    row = next(line for line in text.splitlines() if line.strip().startswith(f"{MODELS[0]} "))
+    assert row.split()[:4] == [MODELS[0], f"{figure['value']:.1f}", f"[{figure['low']:.1f},", f"{figure['high']:.1f}]"]
+    assert row.endswith(f"n = {figure['n']} ratings of {RATERS} raters")
     assert "6 participants began, 5 finished." in text
 
 
