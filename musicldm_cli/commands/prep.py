@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -42,7 +42,7 @@ def manifest(
     dask: Dask = None,
     override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one key.")] = None,
 ) -> None:
-    """Catalogue a folder of captioned music, check every file, and split it by artist.
+    """Catalogue a folder of captioned music, check every file, and split it by artist, else by album, else by track.
 
     Captions come from the file of --captions (columns path, caption, and if there are title, artist, album,
     licence, or usual names of these), else from a `song.txt` or `song.json` beside each file, else from its tags.
@@ -74,28 +74,29 @@ def manifest(
             dask=dask,
             progress=progress,
         )
-    hours = sum(track.seconds for track in made.tracks) / 3600
-    reasons = [{"count": count, **vars(first)} for count, first in made.reasons(SHOWN_REASONS)]
-    found.output.result(
-        "\n".join(_manifest_lines(made, hours, settings.limit)),
-        [made.folder / "manifest.csv"],
-        tracks=len(made.tracks),
-        hours=round(hours, 6),
-        splits=made.split_sizes,
-        split_by=made.division.by,
-        notes=made.notes,
-        rejected=len(made.rejected),
-        reasons=reasons,
-        left_out=len(made.left_out),
-        rejected_file=made.folder / "rejected.csv",
-        duplicates=[vars(copy) for copy in made.duplicates],
-    )
+    text = "\n".join(_manifest_lines(made, settings.limit))
+    found.output.result(text, [made.folder / "manifest.csv"], **_manifest_figures(made))
 
 
-def _manifest_lines(made: Catalogue, hours: float, limit: int | None) -> list[str]:
+def _manifest_figures(made: Catalogue) -> dict[str, Any]:
+    return {
+        "tracks": len(made.tracks),
+        "hours": round(made.hours, 6),
+        "splits": made.split_sizes,
+        "split_by": made.division.by,
+        "notes": made.notes,
+        "rejected": len(made.rejected),
+        "reasons": [{"count": count, **vars(first)} for count, first in made.reasons(SHOWN_REASONS)],
+        "left_out": len(made.left_out),
+        "rejected_file": made.folder / "rejected.csv",
+        "duplicates": [vars(copy) for copy in made.duplicates],
+    }
+
+
+def _manifest_lines(made: Catalogue, limit: int | None) -> list[str]:
     sizes = ", ".join(f"{count} {split}" for split, count in made.split_sizes.items())
     plural = "s" * (len(made.tracks) != 1)
-    lines = [f"{len(made.tracks)} track{plural} ({hours:.2f} h: {sizes}) are in {made.folder / 'manifest.csv'}."]
+    lines = [f"{len(made.tracks)} track{plural} ({made.hours:.2f} h: {sizes}) are in {made.folder / 'manifest.csv'}."]
     lines += made.notes
     if made.left_out:
         lines.append(
@@ -106,8 +107,8 @@ def _manifest_lines(made: Catalogue, hours: float, limit: int | None) -> list[st
     lines = [textwrap.fill(line, COLUMNS, break_long_words=False, break_on_hyphens=False) for line in lines]
     for count, first in made.reasons(SHOWN_REASONS):
         more = f" (so are {count - 1} more)" if count > 1 else ""
-        reason = textwrap.shorten(f"{first.path}: {first.reason}", COLUMNS - 2 - len(more), placeholder=" ...")
-        lines.append(f"  {reason}{more}")
+        reason, room = f"{first.path}: {first.reason}", COLUMNS - 2 - len(more)
+        lines.append(f"  {reason if len(reason) <= room else reason[: room - 4] + ' ...'}{more}")
     for copy in made.duplicates[:SHOWN]:
         lines.append(f"One recording ({copy.similarity:.2f} alike), kept in one split: {copy.path}, {copy.copy_of}")
     if len(made.duplicates) > SHOWN:

@@ -61,6 +61,10 @@ class Catalogue:
     notes: tuple[str, ...]  # what was guessed of the caption table, and how the splits were made
 
     @property
+    def hours(self) -> float:
+        return sum(track.seconds for track in self.tracks) / 3600
+
+    @property
     def split_sizes(self) -> dict[str, int]:
         return {split: sum(track.split == split for track in self.tracks) for split in SPLITS}
 
@@ -96,7 +100,7 @@ def make_manifest(
     walk = _walk(source, results)
     paths = [path.relative_to(source).as_posix() for path in walk.files]
     refused = sorted({**walk.closed, **walk.unread}.items())
-    rejected = [Rejected(path.relative_to(source).as_posix(), why) for path, why in refused]
+    rejected = [Rejected(_shown(path.relative_to(source).as_posix()), why) for path, why in refused]
     notes: list[str] = []
     named: dict[str, str] = {**settings.columns, **(columns or {})}
     texts = _describe(source, paths, captions or tables.find_table(source), named, rejected, notes)
@@ -148,6 +152,11 @@ def track_id(path: str) -> str:
     return f"{slug}-{digest}" if slug else digest
 
 
+def _shown(path: str) -> str:
+    """Bytes of a name that are not UTF-8 as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def _walk(source: Path, results: Path | None) -> Walk:
     if not source.is_dir():
         what = "is not a folder" if source.exists() else "does not exist"
@@ -173,7 +182,7 @@ def _describe(
             path.encode("utf-8")
             text = _first_words(source / path, listed.get(path, {}), columns)
         except UnicodeEncodeError:
-            rejected.append(Rejected(os.fsencode(path).decode("ascii", "backslashreplace"), "its name is not UTF-8"))
+            rejected.append(Rejected(_shown(path), "its name is not UTF-8"))
         except DataError as error:
             rejected.append(Rejected(path, _reason(source / path, error)))
         else:

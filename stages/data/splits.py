@@ -79,7 +79,7 @@ def _why(rule: Rule, grouped: Mapping[Rule, Mapping[str, str]], settings: params
     said = f"Split by {rule}: {_count(grouped[rule])}"
     if settings.split_by == "auto" and grouped[rule] != grouped["artist"]:
         coarse = _count(grouped["artist"])
-        return f"{said}, since {coarse} cannot fill every split. To keep artists whole: -S manifest.split_by=artist"
+        return f"{said}, since {coarse} cannot fill every split. To keep such groups whole: -S manifest.split_by=artist"
     unnamed = rule == "track" and settings.split_by != "track"
     return f"{said}; none names its artist or album." if unnamed else f"{said}."
 

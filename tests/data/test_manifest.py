@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -408,6 +409,7 @@ def test_the_demo_collection_and_its_limit(tmp_path: Path) -> None:
 def test_music_that_is_not_read_is_named_with_and_without_a_table(music: Path) -> None:
     for name in ("score.mid", "sub/live.mpc", "._one.wav", "notes.odt"):
         (music / name).write_bytes(b"MThd")
+    (music / os.fsdecode(b"ex\xe9rcice.mod")).touch()
     table = music.parent / "t.json"
     table.write_text(json.dumps([{"path": name, "caption": "c"} for name in (*CLEAN, "score.mid", "notes.odt", "no")]))
     for captions in (table, None):
@@ -418,7 +420,7 @@ def test_music_that_is_not_read_is_named_with_and_without_a_table(music: Path) -
         assert reasons["sub/live.mpc"].startswith("is in a format that is not read (.mpc)")
         assert len(reasons) == len(made.rejected), "each is named once"
         if captions is not None:
-            assert set(reasons) == {"score.mid", "sub/live.mpc", "notes.odt", "no"}
+            assert set(reasons) == {"score.mid", "sub/live.mpc", "ex\\xe9rcice.mod", "notes.odt", "no"}
             assert reasons["notes.odt"].startswith("is in a format that is not read (.odt)")
             assert "no audio file of the folder" in reasons["no"]
 

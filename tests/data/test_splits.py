@@ -43,7 +43,7 @@ def test_one_artist_falls_back_to_albums():
     assert sizes(found) == {"train": 10, "valid": 5, "test": 5}
     assert found.notes == [
         "Split by album: 4 albums, since 1 artist cannot fill every split. "
-        "To keep artists whole: -S manifest.split_by=artist"
+        "To keep such groups whole: -S manifest.split_by=artist"
     ]
     for album in range(4):
         assert len({found.split_of[f"{n}.wav"] for n in range(20) if n % 4 == album}) == 1
@@ -65,7 +65,7 @@ def test_too_few_groups_fall_back_to_tracks(texts, whole):
     assert sizes(found) == {"train": 7, "valid": 1, "test": 2}
     assert found.notes == [
         f"Split by track: 10 tracks, since {whole} cannot fill every split. "
-        "To keep artists whole: -S manifest.split_by=artist"
+        "To keep such groups whole: -S manifest.split_by=artist"
     ]
 
 
