@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from stages.errors import ParamsError
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=2**24)]  # beyond, sizes overflow where a network is built of them
+MOST_LAYERS = 256
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -27,6 +28,14 @@ class Section(BaseModel):
     """One section of params.yaml."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @field_validator("layers", "layers_per_block", "num_layers", "depths", check_fields=False)
+    @classmethod
+    def _not_endless(cls, layers: int | list[int]) -> int | list[int]:
+        """A card may say anything; building so many layers would take for ever."""
+        if max(layers if isinstance(layers, list) else [layers], default=0) > MOST_LAYERS:
+            raise ValueError(f"more than {MOST_LAYERS} layers")
+        return layers
 
 
 class Audio(Section):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stages.beats.features import FrontEnd, Mel
 from stages.beats.transformer import BeatTransformer, Sizes
 from stages.errors import ModelError
-from stages.store import model_card, model_folder, read_json
+from stages.store import model_card, model_folder, read_config
 from stages.tensors import read_tensors
 
 KIND = "beats"
@@ -75,10 +75,10 @@ def load_tracker(path: Path, device: str = "cpu") -> Tracker:
     """The tracker of a folder of `train beats` or `model import beat-transformer`, in float32. Raises ModelError."""
     model_card(path, KIND)
     try:
-        config = Config.from_row(read_json(path / CONFIG, "Train or import it again."))
+        config = Config.from_row(read_config(path / CONFIG, "Train or import it again."))
         state = {name: value.float() for name, value in read_tensors(path / WEIGHTS).items()}
         network = BeatTransformer(config.sizes)
         network.load_state_dict(state, strict=True)
-    except (OSError, KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{path} does not hold a beat tracker: {error}.", "Train or import it again.") from error
     return Tracker(network, config.front_end, config.scaled).eval().to(device)
