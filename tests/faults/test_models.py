@@ -127,16 +127,13 @@ def test_every_file_of_a_model_folder_is_read_bounded(pipeline, name, content):
     assert len(caught.value.message) < 1000
 
 
-NUMBERS = ("3", None, [], {}, True, -1, 10**9, 1e400)
+NUMBERS = ("3", None, [], {}, True, -1, 1e400)
 
 
 @pytest.mark.parametrize(
     ("name", "key", "read"),
     [
-        ("vae/config.json", "block_out_channels", load_vae),
-        ("vae/config.json", "layers_per_block", load_vae),
-        ("vae/config.json", "latent_channels", load_vae),
-        ("vocoder/config.json", "upsample_rates", load_vocoder),
+        ("vae/config.json", "scaling_factor", load_vae),
         ("text_encoder/config.json", "text_config", load_clap),
         ("text_encoder/config.json", "audio_config", load_clap),
         ("text_encoder/config.json", "projection_dim", load_clap),
