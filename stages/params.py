@@ -12,7 +12,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from stages.combinations import impossible
 from stages.errors import ParamsError
@@ -23,8 +23,9 @@ Problem = tuple[str, str]
 SAMPLING = ("sampler", "steps", "guidance", "guidance_interval", "eta", "reuse", "candidates")
 """Keys of `generate` that belong to a model rather than to a run."""
 MOST_TOLD, LONGEST_SHOWN = 20, 60  # mistakes of one file, and characters of a value, in a message
+MOST_LAYERS = 256
 
-Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Positive = Annotated[int, Field(gt=0, le=2**24)]  # beyond, sizes overflow where a network is built of them
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seconds = Annotated[float, Field(ge=0.05, le=600)]
@@ -42,6 +43,14 @@ class Section(BaseModel):
     """One section of params.yaml."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @field_validator("layers", "layers_per_block", "num_layers", "depths", check_fields=False)
+    @classmethod
+    def _not_endless(cls, layers: int | list[int]) -> int | list[int]:
+        """A card may say anything; building so many layers would take for ever."""
+        if max(layers if isinstance(layers, list) else [layers], default=0) > MOST_LAYERS:
+            raise ValueError(f"more than {MOST_LAYERS} layers")
+        return layers
 
 
 class Audio(Section):

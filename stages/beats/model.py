@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from stages.beats.features import FrontEnd, Mel
 from stages.beats.transformer import BeatTransformer, Sizes
-from stages.errors import DataError, ModelError
-from stages.store import model_card, model_folder, read_json, verify_model
+from stages.errors import ModelError
+from stages.store import model_card, model_folder, read_config, verify_model
 from stages.training.checkpoint import load_weights
 
 KIND = "beats"
@@ -84,9 +84,9 @@ def load_tracker(path: Path, device: str = "cpu") -> Tracker:
     if problems:
         raise ModelError(f"{path} differs from its seal: {'; '.join(problems)}.", REMEDY)
     try:
-        config = Config.from_row(read_json(path / CONFIG, REMEDY))
+        config = Config.from_row(read_config(path / CONFIG, REMEDY))
         network = BeatTransformer(config.sizes)
-    except (DataError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{path / CONFIG} is not a beat tracker's: {error}.", REMEDY) from error
     load_weights(network, path / WEIGHTS, REMEDY)
     return Tracker(network, config.front_end, config.scaled).eval().to(device)

@@ -98,7 +98,7 @@ def read_scheduler(model: Path) -> dict[str, Any]:
     again = "Train or import the model again."
     found = read_config(model / SCHEDULER, again)
     steps = found.get("num_train_timesteps")
-    if not isinstance(steps, int) or not 0 < steps <= MOST_DIFFUSION_STEPS:
+    if type(steps) is not int or not 0 < steps <= MOST_DIFFUSION_STEPS:
         raise ModelError(f"{model / SCHEDULER} has num_train_timesteps {steps!r:.50}.", again)
     return found
 

@@ -1,5 +1,6 @@
 """The autoencoder between log-mels and latents: mel (B, T, F) -> z (B, C, T/P, F/P) -> mel (B, T, F)."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -83,12 +84,13 @@ def _last(image: Tensor) -> Tensor:
 def load_vae(folder: Path) -> Vae:
     """The VAE of a `vae` or `ldm` model folder, in eval mode. Raises ModelError when it is not whole."""
     params = model_params(folder)
-    config = model_config(folder / FOLDER / "config.json", REMEDY, "AutoencoderKL")
-    try:
-        with torch.device("meta"):  # see load_weights
-            network = AutoencoderKL.from_config(config)
-    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
-        raise ModelError(f"{folder / FOLDER} has no usable config.json.", REMEDY) from error
+    path = folder / FOLDER / "config.json"
+    scale = model_config(path, REMEDY, "AutoencoderKL").get("scaling_factor")
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise ModelError(f"{path} has a scaling_factor of {scale!r:.50}.", REMEDY)
+    with torch.device("meta"):  # see load_weights
+        network = build(params)
+    network.register_to_config(scaling_factor=float(scale))
     read_weights(network, folder)
     return Vae(network, params).eval()
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
@@ -12,7 +11,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from stages.audio.level import without_offset
 from stages.audio.mel import clip_mel
-from stages.errors import ModelError
 from stages.params import Params
 from stages.pretrained import model_config
 from stages.store import model_params
@@ -100,14 +98,8 @@ class Vocoder(nn.Module):
 def load_vocoder(folder: Path) -> Vocoder:
     """The vocoder of a `vocoder` or `ldm` model folder, in eval mode. Raises ModelError when it is not whole."""
     params = model_params(folder)
-    kind, config_class = (
-        (Vocos, VocosConfig) if params.vocoder.architecture == "vocos" else (SpeechT5HifiGan, SpeechT5HifiGanConfig)
-    )
-    config = model_config(folder / FOLDER / "config.json", REMEDY)
-    try:
-        with torch.device("meta"):  # see load_weights
-            network = kind(config_class(**config))
-    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, StrictDataclassError) as error:
-        raise ModelError(f"{folder / FOLDER} has no usable config.json.", REMEDY) from error
+    model_config(folder / FOLDER / "config.json", REMEDY)  # sizes are in params; diffusers needs it, and whole
+    with torch.device("meta"):  # see load_weights
+        network = build(params)
     load_weights(network, folder / FOLDER / WEIGHTS, REMEDY)
     return Vocoder(network, params).eval()
