@@ -32,7 +32,7 @@ class Output:
         """What the command made: `text` for people, `paths` and `figures` for scripts."""
         if self.mode == "json":
             shown = {"ok": True, "paths": [str(path) for path in paths], **figures}
-            print(json.dumps(shown, ensure_ascii=False, allow_nan=False, default=str))
+            _print_json(shown)
         elif self.mode == "quiet":
             for path in paths:
                 print(path)
@@ -43,7 +43,7 @@ class Output:
         """One sentence of what is wrong, one of what mends it."""
         if self.mode == "json":
             shown = {"code": code, "message": error.message, "remedy": error.remedy}
-            print(json.dumps({"ok": False, "error": shown}, ensure_ascii=False))
+            _print_json({"ok": False, "error": shown})
             return
         from rich.console import Console
 
@@ -77,6 +77,12 @@ class Output:
                 bars.update(tasks[label], completed=done, total=total or None)
 
             yield report
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    """Bytes of file names that are no text, which Python keeps as lone surrogates, as JSON's escapes of these."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, default=str)
+    print(text.encode(errors="backslashreplace").decode())
 
 
 def _RateColumn():  # type: ignore[no-untyped-def]  # noqa: N802  (made late: rich is imported on first use)

@@ -590,6 +590,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     if not equals or not all(parts) or len(parts) > MOST_LEVELS:
         raise ParamsError(f"-S {_cut(override)} is not section.key=value.", "E.g.: -S vae.train.steps=2000")
     try:
+        key.encode()  # what was typed may be no text
         found = read_yaml(value)
     except ValueError as error:
         raise ParamsError(f"-S {_cut(override)}: the value cannot be read as YAML: {error}.") from error

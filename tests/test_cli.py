@@ -159,6 +159,14 @@ def test_what_only_looks_like_a_global_option_is_none(monkeypatch, capsys, tmp_p
     assert "There is no parameter file --json." in err
 
 
+def test_words_that_are_no_text_are_told_in_json(monkeypatch, capsys):
+    for word, code in (("\udcff=1", 3), ("audio.peak=\udcff", 3)):
+        got, out, _ = call(monkeypatch, capsys, "params", "show", "--json", "-S", word)
+        assert (got, "\udcff" in json.loads(out)["error"]["message"]) == (code, True)
+    got, out, _ = call(monkeypatch, capsys, "--json", "model", "info", "no-\udcff")
+    assert (got, "no-\udcff" in json.loads(out)["error"]["message"]) == (5, True)
+
+
 def test_every_command_shows_the_global_options(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     for path, command in _leaves(app.app):

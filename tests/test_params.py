@@ -123,7 +123,7 @@ def test_every_mistake_is_reported_at_once():
         ("clap.audio.heads=[3,2,4,8]", "clap.audio.heads"),
         ("clap.audio.depths=[]", "clap.audio.depths"),
         ("clap.text.max_tokens=600", "clap.text.max_tokens"),
-        ("clap.text.vocab_size=100", "clap.text.vocab_size"),
+        ("clap.text.vocab_size=4", "clap.text.vocab_size"),
         ("vae.discriminator_layers=6", "vae.discriminator_layers"),
         ("vocoder.resblock_kernel_sizes=[3,6]", "vocoder.resblock_kernel_sizes"),
         ("vocoder.segment_frames=2", "vocoder.segment_frames"),

@@ -122,7 +122,7 @@ def test_the_command_trains_saves_and_goes_on(scores, tmp_path, monkeypatch, ext
 def test_a_training_goes_on_from_another_tracker(scores, tmp_path, monkeypatch):
     """With no step's learning rate it is that tracker; one of other sizes is refused, as is what is none."""
     monkeypatch.chdir(tmp_path)
-    words = ["--json", "train", "beats", str(scores), "-S", "beats.train.steps=1", "-S", "beats.train.workers=0"]
+    words = ["--json", "train", "beats", str(scores), "-S", "beats.train={steps: 1, warmup_steps: 1, workers: 0}"]
     words += ["-S", "beats.train.learning_rate=1e-12", "-S", "beats.train.batch_size=1", "-S", "beats.crop_seconds=4"]
 
     def invoke(*more: str):

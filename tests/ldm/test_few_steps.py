@@ -142,7 +142,7 @@ def test_the_folder_is_the_pipeline_with_updates_beside(project, pipelines, tmp_
     (tmp_path / "params.yaml").write_text("preset: tiny\n")
     source = pipelines / "epsilon"
     options = ["train", "few-steps", "--latents", project.latents, "--shards", project.shards, "--ldm", source,
-               "-S", "few_steps.train.steps=3", "-S", "few_steps.train.workers=0"]  # fmt: skip
+               "-S", "few_steps.train={steps: 3, warmup_steps: 1, workers: 0}"]  # fmt: skip
     code, _, err = typed(tmp_path, *options, "--out", "made", "--estimate")
     assert (code, (tmp_path / "made").exists()) == (0, False), err
     code, _, err = typed(tmp_path, *options, "--out", "made")
