@@ -248,10 +248,11 @@ def write_window_list(folder: Path, tracks: int, grid: int = 34, downbeats: int 
     windows["on_grid"] = np.tile(np.arange(grid + downbeats) < grid, tracks)
     np.save(folder / WINDOWS, windows)
     parts = []
-    for first in range(0, tracks, tracks_a_shard):
-        (folder / f"{first}.h5").touch()
+    for number, first in enumerate(range(0, tracks, tracks_a_shard)):
+        name = f"latents-{number:05d}.h5"
+        (folder / name).touch()
         own = min(tracks_a_shard, tracks - first) * (grid + downbeats)
-        parts.append({"file": f"{first}.h5", "bytes": 0, "key": "", "windows": own})
+        parts.append({"file": name, "bytes": 0, "key": "", "windows": own})
     head = {"schema": SCHEMA, "scale": 1.0, "windows_sha256": sha256(folder / WINDOWS)}
     (folder / INDEX).write_text(json.dumps(head | {"parts": parts}))
 

@@ -12,10 +12,11 @@ from stages.layout import packaged
 from stages.progress import Progress, silent
 from stages.store import write_text
 from stages.versions import VERSIONS
+from stages.yaml12 import read_yaml
 
 PARAMS, GRAPH, VERSIONS_FILE = "params.yaml", "dvc.yaml", "versions.yaml"
 DEMO = "data/demo"
-_VERSIONS_HEADING = "# Revision of each stage's results, written by musicldm for DVC; not to be edited.\n"
+_VERSIONS_HEADING = "# Revision of each stage's results, for DVC; written by `musicldm init`, not by hand.\n"
 _IGNORED = "/work/\n/data/\n"
 _DVC_CONFIG = "[core]\n    no_scm = True\n    analytics = false\n"
 _DVC_IGNORED = "/config.local\n/tmp\n/cache\n"
@@ -96,7 +97,7 @@ def check_versions(folder: Path = Path()) -> None:
     changed = _changed(file) if file.is_file() else []
     if changed:
         raise ParamsError(
-            f"{file} is another version's; this musicldm gives other results in: {', '.join(changed)}.",
+            f"{file} is another version's; this version gives other results in: {', '.join(changed)}.",
             "Accept them, and `dvc repro` runs these stages again: musicldm init --update .",
         )
 
@@ -109,8 +110,8 @@ def versions_text() -> str:
 def _changed(file: Path) -> list[str]:
     """The stages whose number in a versions.yaml is not ours. Raises ParamsError."""
     try:
-        recorded = parameters.read_yaml(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        recorded = read_yaml(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise ParamsError(
             f"{file} cannot be read: {error}.", f"Delete it, then: musicldm init --update {file.parent}"
         ) from error

