@@ -12,6 +12,11 @@ from stages.tensors import Tensors, read_tensors
 TOKENIZER_FILES = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json"]
 # Keys by which the configs of transformers and diffusers name Python files to be run.
 CODE_KEYS = frozenset({"auto_map", "custom_pipelines", "custom_pipeline", "trust_remote_code"})
+# By these transformers fetches compiled kernels from the hub, or looks for packages; the usual values need neither.
+KERNEL_KEYS = frozenset(
+    {"attn_implementation", "_attn_implementation", "experts_implementation", "quantization_config"}
+)
+USUAL_KERNELS = (None, "eager", "sdpa")
 TOKENIZERS = frozenset({"RobertaTokenizer", "BertTokenizer", "PreTrainedTokenizer", "TokenizersBackend"})
 VARIANTS = ("fp16", "bf16")  # of a diffusers folder's weights that the same network takes
 
@@ -47,21 +52,29 @@ def model_config(path: Path, remedy: str, class_name: str | None = None) -> dict
     found = config.get("_class_name", class_name)
     if class_name is not None and found != class_name:
         raise ModelError(f"{path} is the config of {found!r:.100}, not of diffusers' {class_name}.", remedy)
+    refuse_code(path, config, remedy)
+    return config
+
+
+def refuse_code(path: Path, config: dict[str, Any], remedy: str) -> None:
+    """Raises ModelError, with `remedy`, when the config in `path` names code to be run, at any depth."""
     parts: list[Any] = [config]
     while parts:
         part = parts.pop()
         if isinstance(part, dict):
-            named = sorted(CODE_KEYS & part.keys())
+            named = [key for key in part if key in CODE_KEYS or (key in KERNEL_KEYS and part[key] not in USUAL_KERNELS)]
             if named:
-                raise ModelError(f"{path} names code of its own by {named[0]}; such code is not run here.", remedy)
+                raise ModelError(f"{path} names code by {min(named)}; such code is not run here.", remedy)
             parts += part.values()
         elif isinstance(part, list):
             parts += part
-    return config
 
 
-def load_tokenizer(folder: Path, remedy: str) -> Any:
-    """The tokenizer of RoBERTa's or BERT's kind in a folder. Raises ModelError, with `remedy`."""
+def load_tokenizer(folder: Path, remedy: str, vocab_size: int | None = None) -> Any:
+    """The tokenizer of RoBERTa's or BERT's kind in a folder, for a network with `vocab_size` embeddings of tokens.
+
+    Raises ModelError, with `remedy`.
+    """
     from transformers import AutoTokenizer
 
     for path in sorted(folder.glob("*config.json")):
@@ -69,10 +82,16 @@ def load_tokenizer(folder: Path, remedy: str) -> Any:
         if name is not None and str(name).removesuffix("Fast") not in TOKENIZERS:
             raise ModelError(f"{path} asks for the tokenizer {name!r:.100}, not RoBERTa's or BERT's.", remedy)
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # tokenizers raises nothing narrower
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"The tokenizer in {folder} cannot be read: {reason}", remedy) from error
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"The tokenizer in {folder} has no token for padding.", remedy)
+    last = max(tokenizer.get_vocab().values())
+    if vocab_size is not None and last >= vocab_size:
+        raise ModelError(f"The tokenizer in {folder} has tokens up to {last}, the network {vocab_size}.", remedy)
+    return tokenizer
 
 
 def network_of(kind: Any, config: Any, tensors: Tensors) -> tuple[Any, list[str]]:

@@ -272,13 +272,15 @@ def read_config(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def read_jsonl(path: Path, remedy: str) -> list[dict[str, Any]]:
-    """Parse a JSON-lines file of ours. Raises DataError naming the first bad line."""
+    """Parse a JSON-lines file of ours, objects all. Raises DataError naming the first bad line."""
     rows = []
-    for number, line in enumerate(read_text(path, remedy).splitlines(), start=1):
+    for number, line in enumerate(read_text(path, remedy).removesuffix("\n").split("\n"), start=1):
         try:
-            rows.append(json.loads(line))
+            rows += [json.loads(line)] if line else []
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number} is not JSON: {error}.", remedy) from error
+        if rows and not isinstance(rows[-1], dict):
+            raise DataError(f"{path}, line {number} is no JSON object.", remedy)
     return rows
 
 

@@ -247,10 +247,10 @@ def _by_column(path: Path, data: dict[str, Any]) -> list[Any]:
     """Rows of an object that holds a list, or an object by row, for each column; or the one row that it is."""
     if not all(isinstance(column, dict | list) for column in data.values()):
         return [data]
-    columns = [list(column.values() if isinstance(column, dict) else column) for column in data.values()]
-    if len({len(column) for column in columns}) > 1:
-        raise DataError(f"{path} has columns of different lengths.", "Write a list of objects, one a row.")
-    return [dict(zip(data, row, strict=True)) for row in zip(*columns, strict=True)]
+    columns = [column if isinstance(column, dict) else dict(enumerate(column)) for column in data.values()]
+    if any(column.keys() != columns[0].keys() for column in columns):
+        raise DataError(f"{path} has columns that are not of the same rows.", "Write a list of objects, one a row.")
+    return [{name: column[key] for name, column in zip(data, columns, strict=True)} for key in columns[0]]
 
 
 def _is_objects(value: Any) -> bool:

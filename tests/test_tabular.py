@@ -43,6 +43,8 @@ def cells(tmp_path: Path, name: str, data: str | bytes, **options: list[str]) ->
      ("mapping-to-objects.json", json.dumps({row["path"]: {"caption": row["caption"]} for row in CELLS})),
      ("by-id.json", json.dumps({str(n): row for n, row in enumerate(CELLS)})),
      ("columns.json", json.dumps({key: [row[key] for row in CELLS] for key in ("path", "caption")})),
+     ("other-order.json", json.dumps({key: {n: CELLS[n][key] for n in order} for key, order in
+                                      (("path", range(len(CELLS))), ("caption", range(len(CELLS))[::-1]))})),
      ("frame.json", json.dumps({key: {n: row[key] for n, row in enumerate(CELLS)} for key in ("path", "caption")}))],
 )  # fmt: skip
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
@@ -103,7 +105,8 @@ def test_what_is_quoted_is_read_back(tmp_path_factory: pytest.TempPathFactory, r
      ("digits.jsonl", '{"a": ' + "9" * 5000 + "}", "line 1 is not JSON: Exceeds the limit (4300 digits)"),
      ("no-object.jsonl", '{"a": 1}\n[2]\n', "line 2 is no JSON object"),
      ("two-lists.json", '{"train": [{"a": 1}], "test": [{"a": 1}]}', "lists of objects under train, test"),
-     ("ragged.json", '{"path": ["a"], "caption": []}', "columns of different lengths"),
+     ("ragged.json", '{"path": ["a"], "caption": []}', "columns that are not of the same rows"),
+     ("other-rows.json", '{"path": {"0": "a"}, "caption": {"1": "x"}}', "columns that are not of the same rows"),
      ("broken.json", '{\n"path": "a"', "is not JSON: Expecting ',' delimiter: line 2"),
      ("cut.csv", "path,caption\na.wav,Café crème é".encode()[:-1], "line 2 cannot be read: it is not UTF-8"),
      ("russian.csv", "path,caption\na.wav,музыка\n".encode("cp1251"), "line 2 cannot be read"),

@@ -66,9 +66,13 @@ def parts(path: Path, handle: int) -> list[Part]:
         return _ogg_parts(path, handle, size)
     if kind in _CHUNKED:
         return [Part(0, size, _check_chunks(path, handle, size, kind))]
-    if kind == b".snd":
+    if head[4:8] == b"ftyp":
+        _check_boxes(path, handle, size)
+    elif kind == b".snd":
         start, length = struct.unpack(">4xII", os.pread(handle, 12, 0).ljust(12, b"\0"))
-        _check_end(path, start + length if length < _UNKNOWN_BYTES else 0, size)
+        if length < _UNKNOWN_BYTES:
+            _check_end(path, start + length, size)
+            _check_all_read(path, start + length, size)
     elif kind == b"\x1aE\xdf\xa3":
         _check_end(path, _matroska_end(handle), size)
     return [Part(0, size, kind in (b".snd", b"fLaC"))]
@@ -86,6 +90,22 @@ def _check_end(path: Path, promised: int, size: int) -> None:
         raise DataError(f"{path} is truncated: {promised} bytes are promised, {size} are there.")
 
 
+def _check_all_read(path: Path, end: int, size: int) -> None:
+    if size - end > _UNREAD_SHARE * size:
+        raise DataError(f"{path} goes on for {size - end} bytes after the end that its header names.", CUT_IT)
+
+
+def _check_boxes(path: Path, handle: int, size: int) -> None:
+    """Raises DataError when another MP4 file follows, of which libav reads nothing."""
+    at = films = 0
+    while at < size and films < 2:
+        length, name, wide = struct.unpack(">I4sQ", os.pread(handle, 16, at).ljust(16, b"\0"))
+        films += name == b"moov"
+        at += (wide if length == 1 else length) or size
+    if films > 1:
+        raise DataError(f"{path} holds several MP4 files, of which only the first would be read.", CUT_IT)
+
+
 def _check_chunks(path: Path, handle: int, size: int, kind: bytes) -> bool:
     """Whether the sound chunk is libsndfile's to decode. Raises as `parts`."""
     layout, total = _CHUNKED[kind], size
@@ -95,6 +115,8 @@ def _check_chunks(path: Path, handle: int, size: int, kind: bytes) -> bool:
         if 0 < promised < _UNKNOWN_BYTES:
             _check_end(path, promised, size)  # 8 bytes of header are left as slack
             total = min(size, promised + 8)
+    elif layout.counts_head:
+        total = min(size, int.from_bytes(os.pread(handle, 8, 16), "little") or size)
     for name, start, length in _chunks(handle, total, layout):
         if name == layout.sound:
             sounds += 1
@@ -111,8 +133,8 @@ def _check_chunks(path: Path, handle: int, size: int, kind: bytes) -> bool:
         end = start + length
     if sounds > 1:
         raise DataError(f"{path} holds {sounds} data chunks, of which only the first would be read.", CUT_IT)
-    if sounds and size - end > _UNREAD_SHARE * size:
-        raise DataError(f"{path} goes on for {size - end} bytes after the end that its header names.", CUT_IT)
+    if sounds:
+        _check_all_read(path, end, size)
     return codec in _SNDFILE_CODECS
 
 

@@ -15,6 +15,7 @@ SUFFIXES = (".beats", ".csv", ".tsv", ".txt", ".jams", ".json")
 FORMATS = "A line is: seconds, then a tab or a comma, then the position in the bar (1 is the downbeat)."
 MIN_INTERVAL_SECONDS, MAX_INTERVAL_SECONDS = 0.05, 10.0  # at the median; beyond them the times are no seconds
 MAX_BAR = 32  # beats; what counts further numbers the beats of the piece
+MOST_COLUMNS = 3  # that one beat may be written in; a single line of more is a line of beats
 MIN_STEPS = 0.75  # share of beats whose position is the next one, or the first again
 AIST_BAR, AIST_BEAT = 384, 48  # codes of RWC's annotations: a bar line, and each further beat of the bar
 _COMMENTS = ("#", "%", "//")
@@ -28,8 +29,8 @@ def read_beats(path: Path) -> Beats:
 
     Text: time and position, further columns ignored, separated by tabs, blanks, commas or semicolons; comments and a
     header are passed over. Positions are of the bar, from 1 or 0; or `bar.beat`; or a 1 for each downbeat and a 0 for
-    other beats; or RWC's codes, with hundredths of seconds. JAMS: namespaces beat_position and beat. Raises DataError
-    for everything else: what is not understood is not scored.
+    other beats; or RWC's codes, with hundredths of seconds; or the times alone, on one line. JAMS: namespaces
+    beat_position and beat. Raises DataError for everything else: what is not understood is not scored.
     """
     try:
         text = read_text(path, FORMATS)
@@ -54,6 +55,8 @@ def _table(text: str) -> Beats:
 def _of_lines(lines: list[str]) -> Beats:
     separator = next((mark for mark in ";\t," if any(mark in line for line in lines)), None)
     rows = [[field.strip(" \"'") for field in line.split(separator)] for line in lines]
+    if len(rows) == 1 and len(rows[0]) > MOST_COLUMNS:  # MIREX: the times of one annotator
+        return _beats(rows[0], [""] * len(rows[0]))
     names = rows.pop(0) if rows and not _is_number(rows[0][0]) else []
     time, label = _columns(rows, [name.lower() for name in names])
     return _beats([row[time] for row in rows], [row[label] if len(row) > label else "" for row in rows])
@@ -127,6 +130,8 @@ def _downbeats(labels: list[str]) -> NDArray[np.bool_]:
     while len(set(map(len, after))) == 1 and after[0:1] and all(len(a) > 1 and a[-1] == "0" for a in after):
         after = [a[:-1] for a in after]  # 1.10, 1.20, 1.30: written with two places
     bar_and_beat = any(map(int, after))
+    if bar_and_beat and (np.diff([int(b) for b in before]) < 0).any():
+        raise ValueError("its numbers of bars fall")
     places = np.array([int(a if bar_and_beat else b) for b, a in zip(before, after, strict=True)], dtype=np.int64)
     if set(places.tolist()) <= {0, 1} and 0 in places:
         if len(places) > 1 and (np.diff(places) != 0).all():

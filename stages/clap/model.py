@@ -253,7 +253,7 @@ def _read(params: Params, model_folder: Path, tokenizer_folder: Path) -> tuple[C
         raise ModelError(f"{model_folder} is no CLAP of the sizes in params: {reason}.", REMEDY) from error
     if lost:
         raise ModelError(f"{model_folder} is no whole CLAP: {len(lost)} tensors, first {lost[0]}.", REMEDY)
-    return model, load_tokenizer(tokenizer_folder, REMEDY)
+    return model, load_tokenizer(tokenizer_folder, REMEDY, params.clap.text.vocab_size)
 
 
 def _depths(config: ClapConfig) -> list[int]:

@@ -44,6 +44,8 @@ def read_captions(path: Path, columns: Mapping[str, str], notes: list[str]) -> l
     if unknown:
         raise DataError(f"--column {unknown[0]}=...: columns are {', '.join(COLUMNS)}.")
     table = tabular.read_table(path, "Name the caption table with --captions FILE.", notes)
+    if not table.columns:
+        table.cells()  # says why, where all lines of JSON are bad
     names = {field: _column(path, table.columns, field, columns) for field in COLUMNS}
     missing = [field for field, name in names.items() if name is None and (field in NEEDED or field in columns)]
     if missing:
@@ -79,8 +81,9 @@ def _cell(value: object, field: str, where: str) -> str:
 
 
 def clean(value: object) -> str:
-    """One line of text: NFC, runs of white space (and the line breaks of quoted cells) made one space."""
-    return " ".join(unicodedata.normalize("NFC", _text(value)).replace("\0", " ").split())
+    """One line of text: NFC, runs of white space (and the line breaks of quoted cells) and of control characters,
+    which no prompt may hold, made one space."""
+    return " ".join(re.sub("[\0-\x1f\x7f-\x9f]", " ", unicodedata.normalize("NFC", _text(value))).split())
 
 
 def checked(value: object, what: str) -> str:

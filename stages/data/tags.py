@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import mutagen
 from mutagen.apev2 import TEXT, APEv2
+from mutagen.id3 import ID3
 
 from stages.data.tables import Row, clean
 
@@ -19,6 +20,7 @@ _KEYS = {
     "genre": ("genre",),
     "comment": ("comment", "description", "synopsis"),
 }
+_ID3 = {"TIT2": "title", "TPE1": "artist", "TPE2": "album_artist", "TALB": "album", "TCOP": "copyright"}
 _NO_WORDS = re.compile(r"https?://\S+|\{.*\}")  # yt-dlp's comment is a page's address; our own audio's is JSON
 # Of these containers alone: a playlist that is called song.mp3 would have ffmpeg open the files it lists.
 _CONTAINERS = "wav,w64,aiff,caf,au,flac,mp3,ogg,aac,mov,matroska,asf,wv,ape,tta"
@@ -29,7 +31,7 @@ def read_tags(path: Path) -> Row:
 
     Of a damaged file nothing is told; what is wrong with it shows when it is decoded.
     """
-    found = {**_ape(path), **_by_ffmpeg(path), **_artists(path)}
+    found = {**_id3(path), **_ape(path), **_by_ffmpeg(path), **_artists(path)}
     row = {field: _first(found, field) for field in _KEYS}
     title = " by ".join(filter(None, (row["title"], row["artist"])))
     row["caption"] = ", ".join(filter(None, (title, row.pop("genre"), row.pop("comment"))))
@@ -60,6 +62,20 @@ def _decoded(value: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         return data.decode("cp1252", "replace")
+
+
+def _id3(path: Path) -> dict[str, list[str]]:
+    """ID3 before or behind the sound (version 1), which ffmpeg passes over where it finds any other tag."""
+    try:
+        tags = ID3(path)
+    except (mutagen.MutagenError, OSError, ValueError):
+        return {}
+    found = {name: list(map(str, tags[key].text)) for key, name in _ID3.items() if key in tags}
+    comments = [
+        text for comment in tags.getall("COMM") if comment.desc in ("", "ID3v1 Comment") for text in comment.text
+    ]
+    genres = [name for frame in tags.getall("TCON") for name in frame.genres]
+    return found | {"comment": comments, "genre": genres}
 
 
 def _ape(path: Path) -> dict[str, list[str]]:

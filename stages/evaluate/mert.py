@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
 from stages.errors import ModelError
-from stages.pretrained import fetch, network_of
+from stages.pretrained import fetch, network_of, refuse_code
 from stages.store import read_config, sha256
 from stages.tensors import read_tensors
 
@@ -51,12 +51,14 @@ def load_mert(source: str) -> Mert:
     folder = fetch(source, ["*.json", *WEIGHT_FILES], "Give a local folder or a hub id with --weights.")
     config = read_config(folder / "config.json", _SAME)
     _check(source, config)
+    usual = {key: value for key, value in config.items() if key not in ("model_type", "auto_map")}  # MERT's is not run
+    refuse_code(folder / "config.json", usual, _SAME)
     weights = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if weights is None:
         raise ModelError(f"{source} holds no {' or '.join(WEIGHT_FILES)}.", _SAME)
     tensors, rate = read_tensors(weights, _SAME), _sample_rate(folder / "preprocessor_config.json")
     try:
-        known = HubertConfig(**{key: value for key, value in config.items() if key not in ("model_type", "auto_map")})
+        known = HubertConfig(**usual)
         if known.num_hidden_layers > len(tensors):
             raise ValueError(f"its config has {known.num_hidden_layers} layers, its file {len(tensors)} tensors")
         model, lost = network_of(HubertModel, known, tensors)

@@ -20,6 +20,7 @@ from stages.store import disk_errors, read_jsonl, write_jsonl
 
 MANIFEST = "manifest.jsonl"
 LOCK = ".manifest.lock"
+AGAIN = "Remove that file, and make the clips again: musicldm generate"
 FORMATS = tuple(suffix.removeprefix(".") for suffix in WRITABLE)
 OUTCOME = frozenset({"clap_score", "candidate", "gain", "seconds_taken", "nearest", "nearest_start_seconds",
                      "similarity", "too_close"})  # fmt: skip
@@ -101,7 +102,12 @@ def _rows(out: Path) -> dict[str, dict[str, Any]]:
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
     """The rows of a generated folder. Raises DataError when it has none or they are malformed."""
-    return read_jsonl(folder / MANIFEST, "Make the clips again: musicldm generate")
+    rows = read_jsonl(folder / MANIFEST, AGAIN)
+    for number, row in enumerate(rows, start=1):
+        wrong = next((key for key in ("id", "file", "prompt") if not isinstance(row.get(key), str)), None)
+        if wrong is not None:
+            raise DataError(f"{folder / MANIFEST}, row {number} has no text as `{wrong}`.", AGAIN)
+    return rows
 
 
 def _identity(prompt: Prompt, settings: Settings, suffix: str, model_digest: str) -> dict[str, Any]:

@@ -422,6 +422,19 @@ def test_flac_files_joined_to_one_are_refused_and_tags_behind_one_are_not(tmp_pa
         io.read(path)
 
 
+@pytest.mark.parametrize("name", ["a.au", "a.w64", "a.caf", "a.aiff", "a.m4a"])
+def test_two_files_joined_to_one_are_refused_where_only_the_first_would_be_read(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "a.m4a":
+        encoded(path, "aac", noise(2), RATE, 1)
+    else:
+        save(path, noise(2), format=name.removeprefix("a.").upper(), subtype="PCM_16")
+    assert len(io.read(path)[0]) >= 2 * RATE
+    path.write_bytes(2 * path.read_bytes())
+    with pytest.raises(DataError, match=r"goes on for \d+ bytes|several MP4 files"):
+        io.read(path)
+
+
 PLAYLISTS = {
     "hls.m4a": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{0}\n#EXT-X-ENDLIST\n",
     "concat.mp3": "ffconcat version 1.0\nfile '{0}'\n",

@@ -97,6 +97,7 @@ def of_values(values):
     ("name", "text"),
     [
         ("smc.txt", lines("{t}")),
+        ("mirex.txt", lines("{t}").replace("\n", "\t")),
         ("decimal-comma.txt", lines("{t}", ",")),
         ("nothing.csv", lines("{t},")),
         ("nan.txt", lines("{t} NaN")),
@@ -126,6 +127,7 @@ def test_positions_that_are_not_known_give_no_downbeats(tmp_path, name, text):
         ("".join(f"{t} {i + 1}\n" for i, t in enumerate(TIMES)), "no positions in bars"),
         (lines("{t}\t{t}"), "no positions in bars"),
         ("".join(f"{t} {i % 2}\n" for i, t in enumerate(TIMES)), "bars of two"),
+        ("0.5 1.2\n1.0 2.1\n1.5 1.1\n", "its numbers of bars fall"),
         (lines("{t}\tNew Point"), "'New Point' is no position"),
         (lines("{t},New Point"), "'New Point' is no position"),
         (lines("{t}\t-1"), "'-1' is no position"),

@@ -190,3 +190,19 @@ def test_a_playlist_named_like_music_opens_no_other_file(tmp_path: Path) -> None
         assert read_tags(tmp_path / name) == dict.fromkeys(ROW, "")
     with av.open(str(tmp_path / "concat.mp3")) as file:
         assert file.format.name == "concat", "without the list of containers it is opened"
+
+
+@pytest.mark.parametrize("name", ["v1.mp3", "v2.flac"])
+def test_id3_is_read_beside_the_name_of_an_encoder(tmp_path: Path, name: str) -> None:
+    path = by_ffmpeg(tmp_path / name, "libmp3lame" if name == "v1.mp3" else "flac")
+    tags = id3.ID3()
+    tags.add(id3.TIT2(3, ["Title"]))
+    tags.add(id3.TPE1(3, ["Artist"]))
+    tags.add(id3.TALB(3, ["Album"]))
+    tags.add(id3.TCON(3, ["House"]))
+    tags.save(path, v1=id3.ID3v1SaveOptions.CREATE)
+    if name == "v1.mp3":
+        id3.delete(path, delete_v1=False)
+    row = read_tags(path)
+    assert (row["title"], row["artist"], row["album"]) == ("Title", "Artist", "Album")
+    assert row["caption"] == "Title by Artist, House"

@@ -23,6 +23,7 @@ from stages.generate.pipeline import Pipeline
 from stages.generate.settings import read_scheduler
 from stages.ldm import lora
 from stages.ldm.model import load_ldm
+from stages.pretrained import load_tokenizer, refuse_code
 from stages.store import CARD, card_facts, model_card, model_digest, model_folder, verify_model
 from stages.training.checkpoint import load_weights
 from stages.vae.model import load_vae
@@ -212,7 +213,7 @@ def armed(pipeline, tmp_path, monkeypatch):
 def test_a_resealed_pipeline_with_code_is_refused_by_generate_and_import(armed, tmp_path, typed, name):
     folder = armed(name, CODE[name])
     assert verify_model(folder) == []
-    with pytest.raises(ModelError, match=r"names code of its own by auto_map; such code is not run here\."):
+    with pytest.raises(ModelError, match=r"names code by auto_map; such code is not run here\."):
         Pipeline.load(folder, "cpu")
     code, _, err = typed(tmp_path, "generate", "x", "--model", folder, "--steps", "1", "--out", "clips")
     assert (code, "such code is not run here" in " ".join(err.split())) == (5, True)
@@ -256,6 +257,23 @@ def test_a_clap_or_text_tower_to_start_from_that_asks_for_code_is_refused(armed)
                 read(str(source))
 
 
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "quantization_config"])
+def test_kernels_from_the_hub_and_quantisers_are_code_too(armed, key):
+    folder = armed("text_encoder/config.json", {"text_config": {key: {"": "somebody/kernel"}}})
+    with pytest.raises(ModelError, match=rf"names code by {key}; such code is not run here\."):
+        load_clap(folder)
+    with pytest.raises(ModelError, match=rf"names code by {key}"):
+        refuse_code(folder, {"x": [{key: "somebody/kernel"}]}, "")
+    refuse_code(folder, {"attn_implementation": "sdpa", "_attn_implementation": None}, "")
+
+
+def test_a_tokenizer_that_does_not_fit_its_network_is_refused_before_it_is_used(armed, pipeline):
+    with pytest.raises(ModelError, match=r"has tokens up to \d+, the network 5\."):
+        load_tokenizer(pipeline / "tokenizer", "", vocab_size=5)
+    with pytest.raises(ModelError, match="no token for padding"):
+        load_clap(armed("tokenizer/tokenizer_config.json", {"pad_token": None}))
+
+
 def test_mert_with_code_is_read_without_it(tmp_path, monkeypatch):
     """Published MERTs name their code; their weights are plain HuBERT's, and are read as such or not at all."""
     from transformers import HubertConfig, HubertModel
@@ -270,6 +288,9 @@ def test_mert_with_code_is_read_without_it(tmp_path, monkeypatch):
         asks = {"auto_map": {"AutoConfig": "payload.Payload", "AutoModel": "payload.Payload"}}
         (tmp_path / "config.json").write_text(json.dumps(config | values | asks))
         assert load_mert(str(tmp_path)).sample_rate == 16_000
+    (tmp_path / "config.json").write_text(json.dumps(config | {"attn_implementation": "somebody/kernel"}))
+    with pytest.raises(ModelError, match="names code by attn_implementation"):
+        load_mert(str(tmp_path))
     for values in ({"num_hidden_layers": 10**9}, {"hidden_size": "3"}, {"conv_dim": 3}):
         (tmp_path / "config.json").write_text(json.dumps(config | values))
         with pytest.raises(ModelError, match="does not fit transformers' HuBERT"):

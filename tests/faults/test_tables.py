@@ -2,11 +2,14 @@
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
 
 from stages.data.manifest import read_manifest
+from stages.data.tables import read_captions
+from stages.errors import DataError
 
 MARK = "\x1fmusicldm"
 
@@ -156,3 +159,22 @@ def test_relevance_takes_ids_with_a_suffix(fault, typed, toy_models):
     assert code == 4
     assert "No audio file of . is in its prompts.csv." in err
     assert "with or without its suffix" in err
+
+
+@pytest.mark.parametrize("line", ["[1]", "{}", '{"id": 1, "file": "a.wav", "prompt": "x"}', "1", '"x"'])
+def test_a_malformed_row_of_clips_is_named(typed, tmp_path, line):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips/manifest.jsonl").write_text(f'{{"id": "a", "file": "a.wav", "prompt": "x"}}\n{line}\n')
+    code, _, talk = typed(tmp_path, "generate", "x", "--out", "clips", "--seconds", "1", "--steps", "1")
+    assert code == 4
+    assert re.search(
+        "clips/manifest.jsonl, (line 2 is no JSON object|row 2 has no text as `id`)", " ".join(talk.split())
+    )
+
+
+def test_lines_of_json_that_are_all_bad_are_named_and_control_characters_are_blanks(tmp_path):
+    (tmp_path / "bad.jsonl").write_text('[{"path": "a.wav", "caption": "x"}]\n')
+    with pytest.raises(DataError, match=r"bad.jsonl, line 1 is no JSON object"):
+        read_captions(tmp_path / "bad.jsonl", {}, [])
+    (tmp_path / "bell.csv").write_text("path,caption\na.wav,slow\x07\x92piano\n")
+    assert read_captions(tmp_path / "bell.csv", {}, []) == [{"path": "a.wav", "caption": "slow piano"}]
