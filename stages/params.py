@@ -105,7 +105,7 @@ class Training(Section):
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.999  # of `exponential`, at each pass over the training set
     grad_clip: NonNegative = 0.0  # largest gradient norm; 0 means no clipping
     ema_decay: Decay = 0.0  # 0 means no moving average
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     valid_every: Positive = 5000
     valid_batches: Positive = 8
     checkpoint_every: Positive = 5000

@@ -99,7 +99,7 @@ def generate(
     ] = None,
     plot: Annotated[bool, typer.Option("--plot", help="Save a spectrogram beside each file.")] = False,
     backend: Annotated[
-        str, typer.Option(metavar="NAME", help="How to compute: auto, eager, bf16, compile or openvino.")
+        str, typer.Option(metavar="NAME", help="How to compute: auto, eager, bf16 or openvino.")
     ] = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts of the file.")] = None,
     override: Annotated[list[str] | None, typer.Option("-S", metavar="KEY=VALUE", help="Change one parameter.")] = None,

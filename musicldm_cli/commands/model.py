@@ -29,7 +29,6 @@ class Layout(StrEnum):
     """Whose layout an export has."""
 
     DIFFUSERS = "diffusers"
-    PUBLIC = "public"
     HALF = "half"
 
 
@@ -99,13 +98,12 @@ def export(
     folder: Folder,
     out: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],
     to: Annotated[
-        Layout,
-        typer.Option(help="A MusicLDMPipeline's folder, the public MusicLDM's file, or our own in half precision."),
-    ] = (Layout.DIFFUSERS),
+        Layout, typer.Option(help="A folder for diffusers' MusicLDMPipeline, or our own in half precision.")
+    ] = Layout.DIFFUSERS,
     licence: Annotated[str | None, typer.Option(help="Its terms, for the card of --to half.")] = None,
     training_data: Annotated[str | None, typer.Option(help="What it learned from, for the card of --to half.")] = None,
 ) -> None:
-    """Write a model for other programs (a diffusers folder, or one musicldm-ckpt.ckpt), or at half its size."""
+    """Write a model for diffusers, or at half its size."""
     from stages.store import refuse_existing
 
     given = {"licence": licence, "training_data": training_data}
@@ -118,15 +116,9 @@ def export(
 
         export_diffusers(folder, out)
         text = f"{out} loads with diffusers' MusicLDMPipeline; its README.md tells of the null condition."
-        session(context).output.result(text, [out])
-        return
-    if to is Layout.HALF:
+    else:
         from stages.weights.half import export_half
 
         export_half(folder, out, stated)
-        session(context).output.result(f"{out} is {folder} in half precision.", [out])
-        return
-    from stages.weights.export import export_public
-
-    path = export_public(folder, out)
-    session(context).output.result(f"{path} has the public MusicLDM's layout.", [path])
+        text = f"{out} is {folder} in half precision."
+    session(context).output.result(text, [out])

@@ -1,8 +1,7 @@
 """musicnn: a convolutional music tagger, and the embedding it tags from (Pons and Serra, arXiv 1909.06654).
 
-The weights ship with the project (stages/audio/weights); stages/audio/musicnn_convert.py made them from the
-authors' checkpoints. Two networks of one shape: `MTT_musicnn`, trained on MagnaTagATune, and `MSD_musicnn`,
-trained on the Million Song Dataset.
+The weights ship with the project; stages/audio/weights/README.md says where they come from. Two networks of one
+shape: `MTT_musicnn`, trained on MagnaTagATune, and `MSD_musicnn`, trained on the Million Song Dataset.
 """
 
 from pathlib import Path

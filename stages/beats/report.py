@@ -15,7 +15,8 @@ from stages.beats.align import Candidate, clip_starts, counted, reasons, tempo_g
 from stages.beats.tempo import BEATS, Rhythm, octave_doubt
 from stages.data.manifest import Manifest
 from stages.errors import DataError
-from stages.store import atomic_file, read_jsonl, write_text
+from stages.figures import new_figure, save_png
+from stages.store import read_jsonl, write_text
 
 REMEDY = "Make it with: musicldm prep beats"
 CLICK_PEAK = 0.5  # of full scale; the music is mixed at the same level
@@ -143,19 +144,18 @@ def _plot_waveform(music: io.Samples, rate: int, rhythm: Rhythm, path: Path) -> 
     row_seconds, hop = 15, max(rate // 100, 1)
     peaks = np.abs(music[: len(music) // hop * hop].reshape(-1, hop)).max(axis=1, initial=0)
     rows = max(int(np.ceil(len(music) / rate / row_seconds)), 1)
-    figure = _figure(12, 1.4 * rows)
+    figure = new_figure(12, 1.4 * rows)
     for row, axes in enumerate(figure.subplots(rows, squeeze=False)[:, 0]):
         axes.fill_between(np.arange(len(peaks)) * hop / rate, -peaks, peaks, color="0.6", linewidth=0)
         for times, colour, width in ((rhythm.beats, "tab:blue", 0.8), (rhythm.downbeats, "tab:red", 1.6)):
             axes.vlines(times, -1, 1, colors=colour, linewidth=width)
         axes.set(xlim=(row * row_seconds, (row + 1) * row_seconds), ylim=(-1, 1), yticks=[])
     axes.set_xlabel(f"seconds of {rhythm.id}; beats blue, downbeats red")
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, metadata={"Software": None})
+    save_png(path, figure)
 
 
 def _histogram(values: list[float], edges: Any, label: str, mark: float | None = None) -> str:
-    figure = _figure(6, 2.6)
+    figure = new_figure(6, 2.6)
     axes = figure.subplots()
     axes.hist(np.clip(values, edges[0], edges[-1]), bins=edges, color="tab:blue")
     if mark is not None:
@@ -165,17 +165,11 @@ def _histogram(values: list[float], edges: Any, label: str, mark: float | None =
 
 
 def _bars(sizes: Counter[int], label: str) -> str:
-    figure = _figure(6, 2.6)
+    figure = new_figure(6, 2.6)
     axes = figure.subplots()
     axes.bar(list(sizes), list(sizes.values()), color="tab:blue")
     axes.set(xlabel=label, ylabel="tracks")
     return _svg(figure)
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure  # not pyplot, which would look for a screen
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _svg(figure: Any) -> str:

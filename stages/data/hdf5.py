@@ -1,9 +1,10 @@
 """HDF5 files as we write and read them: of what the format can do, plain datasets in the file itself and no more."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import h5py
 import numpy as np
@@ -12,7 +13,9 @@ from numpy.typing import DTypeLike
 from stages.store import CheckedFile
 
 HDF5_VERSION = ("v110", "v110")  # from 1.10 on, HDF5 keeps checksums of its metadata too
+KEPT_OPEN = 4096  # datasets of a process: the first read of one takes three times as long as the next
 Value = TypeVar("Value", str, int, float)
+Handle = TypeVar("Handle")
 
 
 @contextmanager
@@ -70,3 +73,35 @@ def attribute(group: h5py.Group, name: str, kind: type[Value]) -> Value:
     if not isinstance(plain, kind):
         raise OSError(f"its {name} is {plain!r:.50}")
     return plain
+
+
+def open_keyed(path: Path, key: str) -> h5py.File:
+    """A file to read, without a cache of chunks; open as long as a dataset of it is. Raises OSError for another key."""
+    file = h5py.File(path, "r", locking=False, rdcc_nbytes=0)
+    if attribute(file, "key", str) != key:
+        raise OSError("it holds other data than the index says")
+    return file
+
+
+class OpenHandles(Generic[Handle]):
+    """Files or datasets that stay open, by name: the latest KEPT_OPEN of them, each opened once per process.
+
+    Pickled it is empty, and so it is after a fork, since a handle taken over shares its parent's state.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Handle] = {}
+        self._process = os.getpid()
+
+    def __reduce__(self) -> Any:
+        return type(self), ()
+
+    def get(self, name: str, opened: Callable[[], Handle]) -> Handle:
+        """The handle of this name; `opened` makes it."""
+        if self._process != os.getpid():
+            self._kept, self._process = {}, os.getpid()
+        found = self._kept.pop(name, None)
+        self._kept[name] = found = opened() if found is None else found
+        if len(self._kept) > KEPT_OPEN:
+            del self._kept[next(iter(self._kept))]  # the one not asked for the longest
+        return found

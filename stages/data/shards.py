@@ -1,16 +1,14 @@
 """HDF5 shards: audio, beats and captions of a collection, read only through a checksummed index."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.data.hdf5 import attribute
+from stages.data.hdf5 import OpenHandles, open_keyed
 from stages.data.parallel import run_each
 from stages.data.shard_index import (
     AGAIN,
@@ -31,15 +29,13 @@ from stages.store import sha256
 
 __all__ = ["ShardReader", "TrackInfo", "verify", "write_shards"]
 
-OPEN_DATASETS = 4096  # kept for each process: the first read of a dataset takes three times as long as the next
-
 
 class ShardReader:
     """Random access to the tracks of a folder of shards.
 
     Sizes are compared with the index when it is made, each file's key when it is first opened, and each
     chunk's checksum when it is read; any difference is a DataError. Files are opened once per process, so a
-    reader may be pickled or forked into DataLoader workers; datasets stay open, the latest OPEN_DATASETS of
+    reader may be pickled or forked into DataLoader workers; datasets stay open, the latest KEPT_OPEN of
     them, without a cache of chunks. `verify` hashes everything.
     """
 
@@ -49,14 +45,10 @@ class ShardReader:
         self.digest = sha256(folder / INDEX)[:12]
         self.tracks = [track for shard in index.shards for track in shard.tracks]
         self._shards = [shard for shard in index.shards for _ in shard.tracks]  # one for each track
-        self._files: dict[str, h5py.File] = {}
-        self._datasets: dict[str, h5py.Dataset] = {}
-        self._process = os.getpid()
+        self._files: OpenHandles[h5py.File] = OpenHandles()
+        self._datasets: OpenHandles[h5py.Dataset] = OpenHandles()
         for shard in index.shards:
             check_size(folder, shard)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": {}, "_datasets": {}}
 
     def audio(self, i: int, start: int, stop: int) -> NDArray[np.int16]:
         """Samples start .. stop of track i, int16 (stop - start,). Raises IndexError beyond the track."""
@@ -76,30 +68,16 @@ class ShardReader:
             return np.asarray(self._dataset(i, "downbeats")[:])
 
     def _dataset(self, i: int, name: str) -> h5py.Dataset:
-        if self._process != os.getpid():  # a handle taken over by fork shares its parent's state
-            self._files, self._datasets, self._process = {}, {}, os.getpid()
-        path = f"{self.tracks[i].id}/{name}"
-        found = self._datasets.pop(path, None)
-        self._datasets[path] = self._open(i, name) if found is None else found
-        if len(self._datasets) > OPEN_DATASETS:
-            del self._datasets[next(iter(self._datasets))]  # the one not asked for the longest
-        return self._datasets[path]
+        return self._datasets.get(f"{self.tracks[i].id}/{name}", lambda: self._open(i, name))
 
     def _open(self, i: int, name: str) -> h5py.Dataset:
-        track = self.tracks[i]
-        found = track_dataset(self._file(self._shards[i]), track.id, name)
+        track, shard = self.tracks[i], self._shards[i]
+        file = self._files.get(shard.file, lambda: open_keyed(self.folder / shard.file, shard.key))
+        found = track_dataset(file, track.id, name)
         wanted = {"audio": track.samples, "downbeats": track.n_downbeats}.get(name, len(found))
         if len(found) != wanted:
             raise OSError(f"{name} has {len(found)} elements, the index says {wanted}")
         return found
-
-    def _file(self, shard: Shard) -> h5py.File:
-        if shard.file not in self._files:
-            file = h5py.File(self.folder / shard.file, "r", locking=False, rdcc_nbytes=0)
-            if attribute(file, "key", str) != shard.key:
-                raise OSError("it holds other tracks than the index says")
-            self._files[shard.file] = file
-        return self._files[shard.file]
 
     @contextmanager
     def _reading(self, i: int) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""How far a figure can be trusted: 95% intervals by resampling whole tracks, and for shares by Wilson's formula."""
+"""How far a figure can be trusted: 95% intervals by resampling whole tracks, Wilson's for shares; Holm's p values."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -70,6 +70,15 @@ def share_figure(hits: int, n: int, trials: int | None = None) -> dict[str, Any]
     centre = (p + z2 / (2 * m)) / (1 + z2 / m)
     half = Z_95 * math.sqrt(p * (1 - p) / m + z2 / (4 * m * m)) / (1 + z2 / m)
     return figure(p, max(0.0, centre - half), min(1.0, centre + half), n, trials)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Step-down corrected p values in the given order (Holm 1979)."""
+    corrected, highest = [0.0] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
+        corrected[i] = highest
+    return corrected
 
 
 def figure(value: float, low: float, high: float, n: int, trials: int | None = None) -> dict[str, Any]:

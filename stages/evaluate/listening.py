@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.errors import DataError
-from stages.evaluate.intervals import mean_figure
+from stages.evaluate.intervals import holm, mean_figure
 
 SCALES = ("quality", "relevance", "musicality")  # in the order of the paper's table 2
 LOWEST, HIGHEST = 1, 5
@@ -85,14 +85,6 @@ def sign_flip_p(differences: Array, seed: int) -> float:
         n_resamples=RESAMPLES, rng=np.random.default_rng(seed),
     )  # fmt: skip
     return float(min(1.0, found.pvalue))
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Step-down corrected p values in the given order (Holm 1979)."""
-    order = np.argsort(p)
-    scaled = [(len(p) - rank) * p[i] for rank, i in enumerate(order)]
-    corrected = np.minimum(1, np.maximum.accumulate(scaled))
-    return [float(corrected[rank]) for rank in np.argsort(order)]
 
 
 def krippendorff(matrix: Array) -> float | None:

@@ -17,6 +17,7 @@ import numpy as np
 from scipy.stats import wilcoxon
 
 from stages.errors import DataError
+from stages.evaluate.intervals import holm
 from stages.evaluate.report import PAPER_QUALITY, PAPER_SIMILARITY
 from stages.evaluate.run import METRICS
 from stages.evaluate.wording import DOWN, UP, legend, plus_minus, sample, shown, title
@@ -119,15 +120,6 @@ def significance(variants: dict[str, list[Run]]) -> list[dict[str, Any]]:
             row["p_holm"] = corrected
         found += tests
     return found
-
-
-def holm(p: list[float]) -> list[float]:
-    """Holm's step-down correction of p values (Holm 1979)."""
-    corrected, highest = [0.0] * len(p), 0.0
-    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
-        highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
-        corrected[i] = highest
-    return corrected
 
 
 def _mean_scores(runs: list[Run], file: str) -> dict[str, float]:

@@ -1,11 +1,10 @@
-"""How the UNet, the VAE's decoder and the vocoder are run: by PyTorch as they are, or compiled once and kept on disk.
+"""How the UNet, the VAE's decoder and the vocoder are run: by PyTorch as they are, or by OpenVINO.
 
     eager      float32, the reference
     bf16       weights and activations in bfloat16, where the processor multiplies it faster (AMX, AMD's AVX-512, CUDA)
-    compile    AOTInductor: C++ generated, compiled and kept; needs a C++ compiler
-    openvino   OpenVINO's CPU kernels (extra `openvino`)
+    openvino   OpenVINO's CPU kernels, compiled once and kept on disk (extra `openvino`); bfloat16, too, where faster
 
-The compiled ones compute in bfloat16, too, where it is faster. A backend stands in the networks' places inside the
+A backend stands in the networks' places inside the
 pipeline; who calls them sees no difference. Networks are compiled for one shape; all latents are made in windows of
 one shape (stages.generate.windows).
 """
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.caches import cache_home
-from stages.errors import ModelError, UsageError
+from stages.errors import UsageError
 from stages.generate.memory import Holder, Shelf
 from stages.generate.pipeline import Pipeline
 from stages.generate.reuse import SplitUnet
@@ -29,7 +28,7 @@ from stages.generate.settings import check_backend, is_installed
 from stages.precision import cpu_multiplies_bfloat16
 from stages.store import atomic_folder
 
-PACKAGE, GRAPH = "model.pt2", "model.xml"
+GRAPH = "model.xml"
 Compiled = Callable[..., Any]
 Maker = Callable[[tuple[Tensor, ...]], Compiled]
 
@@ -44,8 +43,8 @@ class Backend:
 
     @property
     def channels_last(self) -> bool:
-        """Whether the UNet's weights are to lie so: PyTorch's convolutions want it, compilers arrange it themselves."""
-        return self.name in ("eager", "bf16")
+        """Whether the UNet's weights are to lie so: PyTorch's convolutions want it, OpenVINO arranges it itself."""
+        return self.name != "openvino"
 
 
 def default_cache() -> Path:
@@ -62,21 +61,15 @@ def choose_backend(wanted: str, pipeline: Pipeline, cache: Path) -> Backend:
     check_backend(wanted)
     device = pipeline.device
     if wanted == "openvino" and device.type != "cpu":
-        raise UsageError(f"OpenVINO runs on the CPU here, the model is on {device}.", "Take --backend compile.")
+        raise UsageError(f"OpenVINO runs on the CPU here, the model is on {device}.", "Take --backend auto.")
     half = has_fast_bfloat16(device)
     if wanted != "auto":
-        return Backend(wanted, wanted == "bf16" or (half and wanted != "eager"), "as asked for")
-    compiled = [name for name in ("openvino", "compile") if _is_compiled(name, half, pipeline, cache)]
-    if compiled and not (half and compiled[0] == "compile"):  # bf16 is as fast as what PyTorch compiles from it
-        return Backend(compiled[0], half, "this model was compiled before")
+        return Backend(wanted, wanted == "bf16" or (half and wanted == "openvino"), "as asked for")
+    if device.type == "cpu" and is_installed("openvino") and (cache / _key(half, pipeline)).is_dir():
+        return Backend("openvino", half, "this model was compiled before")
     if half:
         return Backend("bf16", half, f"this {device.type} is fast in it")
-    return Backend("eager", half, "no fast bfloat16, and --backend openvino or compile was never run on this model")
-
-
-def _is_compiled(name: str, half: bool, pipeline: Pipeline, cache: Path) -> bool:
-    """What is not installed has no version, which is part of the key."""
-    return is_installed(name) and (cache / _key(Backend(name, half, ""), pipeline)).is_dir()
+    return Backend("eager", half, "no fast bfloat16, and --backend openvino was never run on this model")
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -92,38 +85,31 @@ def use_backend(pipeline: Pipeline, backend: Backend, cache: Path, shelf: Shelf 
     On a `shelf` the compiled forms are let go like weights, and opened again when they are wanted.
     """
     decoder, vocoder = pipeline.vae.network.decoder, pipeline.vocoder.network
-    split = SplitUnet(pipeline.ldm.unet.to(memory_format=_order(backend)))
+    order = torch.channels_last if backend.channels_last else torch.contiguous_format
+    split = SplitUnet(pipeline.ldm.unet.to(memory_format=order))
     cores: dict[str, tuple[nn.Module, dict[str, nn.Module]]] = {
-        "unet": (pipeline.ldm.unet, {"whole": _Whole(split, _order(backend)), "outer": _Outer(split, _order(backend))}),
+        "unet": (pipeline.ldm.unet, {"whole": _Whole(split, order), "outer": _Outer(split, order)}),
         "vae": (decoder, {"decode": _Decoder(decoder)}),
         "vocoder": (vocoder, {"vocode": vocoder}),
     }
     engines = {}
     for name, (network, entries) in cores.items():
         ready = _nothing if shelf is None else partial(shelf.open, network)
-        if backend.half and backend.name != "openvino":
+        makers: dict[str, Maker]
+        if backend.name == "openvino":
+            folder = cache / _key(backend.half, pipeline) / name
+            makers = {entry: _OpenVino(core, folder / entry, ready, backend.half) for entry, core in entries.items()}
+        elif backend.half:
             _halve(network)
-            entries = {entry: _Half(core) for entry, core in entries.items()}
-        folder = cache / _key(backend, pipeline) / name
-        makers = {entry: _maker(backend, core, folder / entry, ready) for entry, core in entries.items()}
+            makers = {entry: _Eager(_Half(core), ready) for entry, core in entries.items()}
+        else:
+            makers = {entry: _Eager(core, ready) for entry, core in entries.items()}
         engines[name] = Engine(network, makers)
-        if shelf is not None and backend.name in ("compile", "openvino"):
+        if shelf is not None and backend.name == "openvino":
             shelf.add(engines[name], Holder(lambda: None, engines[name].made.clear))
     pipeline.ldm.unet = _UnetEngine(engines["unet"])
     pipeline.vae.network.decoder = _DecoderEngine(engines["vae"])
     pipeline.vocoder.network = _VocoderEngine(engines["vocoder"])
-
-
-def _order(backend: Backend) -> torch.memory_format:
-    return torch.channels_last if backend.channels_last else torch.contiguous_format
-
-
-def _maker(backend: Backend, core: nn.Module, folder: Path, ready: Callable[[], None]) -> Maker:
-    if backend.name == "openvino":
-        return _OpenVino(core, folder, ready, backend.half)
-    if backend.name == "compile":
-        return _Inductor(core, folder, ready)
-    return _Eager(core, ready)
 
 
 def _halve(network: Any) -> None:
@@ -138,13 +124,12 @@ def _nothing() -> None:
     """Weights that are always there need no making ready."""
 
 
-def _key(backend: Backend, pipeline: Pipeline) -> Path:
-    """What a compiled network belongs to: weights, program, version of the compiler, precision."""
+def _key(half: bool, pipeline: Pipeline) -> Path:
+    """What a compiled network belongs to: weights, OpenVINO's version, precision."""
     from importlib.metadata import version
 
-    maker = "openvino" if backend.name == "openvino" else "torch"
-    number, of = "bf16" if backend.half else "fp32", "-few-steps" * pipeline.few_steps
-    return Path(f"{pipeline.digest}{of}") / f"{backend.name}-{version(maker)}-{number}"
+    number, of = "bf16" if half else "fp32", "-few-steps" * pipeline.few_steps
+    return Path(f"{pipeline.digest}{of}") / f"openvino-{version('openvino')}-{number}"
 
 
 # What is compiled: the networks with tensors only going in and coming out
@@ -262,37 +247,6 @@ class _Eager:
     def _run(self, *tensors: Tensor) -> Any:
         self.ready()
         return self.core(*tensors)
-
-
-class _Inductor:
-    """Ahead of time, so that the next command needs no compiler and no tracing."""
-
-    def __init__(self, core: nn.Module, folder: Path, ready: Callable[[], None]) -> None:
-        self.core, self.folder, self.ready = core, folder, ready
-
-    def __call__(self, inputs: tuple[Tensor, ...]) -> Compiled:
-        folder = self.folder / _shape_name(inputs)
-        if not (folder / PACKAGE).exists():
-            self.ready()
-            with torch.no_grad(), atomic_folder(folder) as temporary:
-                exported = torch.export.export(self.core.eval(), inputs)
-                try:
-                    torch._inductor.aoti_compile_and_package(exported, package_path=str(temporary / PACKAGE))
-                except (RuntimeError, torch._inductor.exc.CppCompileError) as error:
-                    reason = str(error).strip().splitlines()[0]
-                    raise ModelError(
-                        f"The network cannot be compiled here: {reason}", "Take --backend eager."
-                    ) from error
-        return _InferenceOnly(torch._inductor.aoti_load_package(str(folder / PACKAGE)))
-
-
-class _InferenceOnly:
-    def __init__(self, compiled: Compiled) -> None:
-        self.compiled = compiled
-
-    def __call__(self, *tensors: Tensor) -> Any:
-        with torch.no_grad():
-            return self.compiled(*(tensor.detach() for tensor in tensors))
 
 
 class _OpenVino:

@@ -1,23 +1,19 @@
 """Pictures for people: spectrograms (log-mel in dB over seconds and hertz) and distributions."""
 
-import io
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.audio.mel import clip_mel
+from stages.figures import new_figure, png, save_png
 from stages.params import Params
-from stages.store import atomic_file
 
 TICKS_HZ = (0, 500, 1000, 2000, 4000, 8000, 16_000)
 RANGE_DB = 70.0  # below the clip's loudest bin all is drawn black
-DOTS_PER_INCH = 110
 
 
 def mel_decibels(waveform: Tensor, params: Params) -> NDArray[np.float32]:
@@ -49,12 +45,11 @@ def draw_spectrogram(axes: Axes, waveform: Tensor, params: Params) -> None:
 
 def save_spectrogram(path: Path, waveform: Tensor, params: Params, title: str) -> None:
     """Write a PNG of one clip; `title` is cut to one line."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = new_figure(9, 3.4)
     axes = figure.subplots()
     draw_spectrogram(axes, waveform, params)
     axes.set_title(one_line(title, 90), fontsize=10, parse_math=False)
-    with atomic_file(path) as temporary:
-        _save(figure, temporary)
+    save_png(path, figure)
 
 
 def one_line(text: str, length: int) -> str:
@@ -63,43 +58,30 @@ def one_line(text: str, length: int) -> str:
 
 def spectrogram_pair_png(left: Tensor, right: Tensor, titles: tuple[str, str], params: Params) -> bytes:
     """Two clips side by side, as figures 4 and 5 of the paper show a generated one and its nearest in training."""
-    figure = Figure(figsize=(11, 2.8), layout="constrained")
+    figure = new_figure(11, 2.8)
     for axes, waveform, title in zip(figure.subplots(1, 2, sharey=True), (left, right), titles, strict=True):
         draw_spectrogram(axes, waveform, params)
         axes.set_title(one_line(title, 60), fontsize=9, parse_math=False)
-    return _png(figure)
+    return png(figure)
 
 
 def violin_png(sets: dict[str, list[float]], label: str) -> bytes:
     """The distribution of a similarity in each set, as figure 3 of the paper; short bars mark the means."""
-    figure = Figure(figsize=(max(5.5, 1.0 + 0.95 * len(sets)), 3.6), layout="constrained")  # names of many side by side
+    figure = new_figure(max(5.5, 1.0 + 0.95 * len(sets)), 3.6)  # names of many side by side
     axes = figure.subplots()
     axes.violinplot(list(sets.values()), widths=0.7, showmeans=True, showextrema=True)
     names = [f"{name.replace('_', chr(10))}\nn = {len(values)}" for name, values in sets.items()]
     axes.set_xticks(range(1, len(sets) + 1), names, fontsize=9)
     axes.set_ylabel(label)
     axes.grid(axis="y", alpha=0.3)
-    return _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    _save(figure, buffer)
-    return buffer.getvalue()
-
-
-def _save(figure: Figure, target: Path | io.BytesIO) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # prompts may be in any script
-        figure.savefig(target, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    return png(figure)
 
 
 def save_waveform_and_spectrogram(path: Path, waveform: Tensor, params: Params) -> None:
     """Write a PNG of one clip (L,): its waveform above its spectrogram, over the same seconds."""
-    figure = Figure(figsize=(9, 4.4), layout="constrained")
+    figure = new_figure(9, 4.4)
     upper, lower = figure.subplots(2, 1, height_ratios=(1, 2))
     upper.plot(np.arange(len(waveform)) / params.audio.sample_rate, waveform.numpy(), linewidth=0.4)
     upper.set(xlim=(0, len(waveform) / params.audio.sample_rate), ylim=(-1, 1), ylabel="amplitude")
     draw_spectrogram(lower, waveform, params)
-    with atomic_file(path) as temporary:
-        _save(figure, temporary)
+    save_png(path, figure)

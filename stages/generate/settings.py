@@ -24,7 +24,7 @@ SAMPLERS = {
     "euler": "EulerDiscreteScheduler",
 }
 FEW_STEPS = "few-steps"  # DDIM without guidance, by the weights and at the times of `train few-steps`
-BACKENDS = ("auto", "eager", "bf16", "compile", "openvino")
+BACKENDS = ("auto", "eager", "bf16", "openvino")
 SCHEDULER = Path("scheduler/scheduler_config.json")
 WHOLE = (0.0, 1.0)
 MOST_REUSE = 4  # steps that one computation of the UNet's inner blocks serves, unless more are asked for

@@ -6,7 +6,6 @@ track's caption, its track and first sample, and whether it is of the even grid,
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from stages.audio.mel import clip_mel
 from stages.beats.align import clip_starts
 from stages.clap.model import Clap, load_clap
 from stages.data.dataset import Draw, normalise
-from stages.data.hdf5 import attribute, dataset, new_hdf5
+from stages.data.hdf5 import OpenHandles, attribute, dataset, new_hdf5, open_keyed
 from stages.data.shard_index import read_index
 from stages.data.shards import ShardReader, TrackInfo
 from stages.errors import DataError
@@ -197,8 +196,7 @@ class LatentReader:
         self.index = read_json(folder / INDEX, AGAIN)
         if not isinstance(self.index, dict) or self.index.get("schema") != SCHEMA:
             raise DataError(f"{folder / INDEX} is not an index of latents that this version reads.", AGAIN)
-        self._items: dict[str, dict[str, h5py.Dataset]] = {}  # of each part
-        self._process = os.getpid()
+        self._items: OpenHandles[dict[str, h5py.Dataset]] = OpenHandles()  # of each part
         try:
             self.scale = float(self.index["scale"])
             self._parts = self.index["parts"]
@@ -206,9 +204,6 @@ class LatentReader:
             self.windows = self._listed()
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{folder / INDEX} lacks or mistypes a value: {error}.", AGAIN) from error
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_items": {}}
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -251,18 +246,13 @@ class LatentReader:
 
     def _read(self, name: str, i: int) -> NDArray[Any]:
         number = int(np.searchsorted(self._first, i, side="right")) - 1
-        part = self._parts[number]["file"]
-        if self._process != os.getpid():  # a handle taken over by fork shares its parent's state
-            self._items, self._process = {}, os.getpid()
-        with self._reading(self.folder / part):
-            if part not in self._items:
-                self._items[part] = self._opened(self._parts[number])
-            return np.asarray(self._items[part][name][i - self._first[number]])
+        part = self._parts[number]
+        with self._reading(self.folder / part["file"]):
+            items = self._items.get(part["file"], lambda: self._opened(part))
+            return np.asarray(items[name][i - self._first[number]])
 
     def _opened(self, part: dict[str, Any]) -> dict[str, h5py.Dataset]:
-        file = h5py.File(self.folder / part["file"], "r", locking=False)  # open as long as its datasets are
-        if attribute(file, "key", str) != part["key"]:
-            raise OSError("it holds other windows than the index says")
+        file = open_keyed(self.folder / part["file"], part["key"])
         latent, vector = self.index["latent_shape"], [self.index["condition_dim"]]
         shapes = {"mean": latent, "logvar": latent, "audio": vector, "text": vector}
         return {name: dataset(file, name, dtype, (part["windows"], *shapes[name])) for name, dtype in ITEMS.items()}

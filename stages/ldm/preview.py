@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from stages.audio import io
 from stages.audio.level import limited
 from stages.errors import UsageError
+from stages.figures import new_figure, save_png
 from stages.ldm.mixup import Mix, Mixer
 from stages.ldm.train import build_task
 from stages.params import Params
-from stages.store import atomic_file
 
 SIDES = ("first", "second")
 
@@ -86,11 +86,9 @@ def _grid(mixer: Mixer, row: int) -> tuple[NDArray[np.float64], NDArray[np.float
 
 def _draw(mixer: Mixer, mix: Mix, audio: np.ndarray, path: Path) -> None:
     """Waveforms of both sides and of the mix, over the clip's seconds, with each side's beats and downbeats."""
-    from matplotlib.figure import Figure
-
     rate = mixer.params.audio.sample_rate
     seconds = np.arange(len(audio)) / rate
-    figure = Figure(figsize=(12, 6), layout="constrained")
+    figure = new_figure(12, 6)
     axes = figure.subplots(3, sharex=True)
     for axis, side, row, weight in zip(
         axes, SIDES, (mix.first, mix.second), (mix.weight, 1 - mix.weight), strict=False
@@ -107,5 +105,4 @@ def _draw(mixer: Mixer, mix: Mix, audio: np.ndarray, path: Path) -> None:
     axes[2].plot(seconds, audio, linewidth=0.3, color="C0")
     axes[2].set_title(f"mixed by {mixer.params.ldm.mixup}; first side's beats orange, second's green")
     axes[2].set_xlabel("seconds")
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    save_png(path, figure)

@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
-from torch.optim import Optimizer
 
 from stages.errors import ModelError
 from stages.params import Params
@@ -74,7 +73,7 @@ def training_identity(params: Params, network: str, *sections: str, **data: str)
     return identity | data | {f"{network}.version": str(VERSIONS[network])}
 
 
-def save(run: Path, state: State, position: Position, identity: dict[str, str], scaler: Any = None) -> Path:
+def save(run: Path, state: State, position: Position, identity: dict[str, str]) -> Path:
     """Write `run`/step-XXXXXXXX; `state` must hold unwrapped modules. Returns the folder."""
     folder = run / f"step-{position.step:08d}"
     with atomic_folder(folder) as temporary:
@@ -84,7 +83,6 @@ def save(run: Path, state: State, position: Position, identity: dict[str, str], 
             {
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in state.optimizers.items()},
                 "schedulers": {name: scheduler.state_dict() for name, scheduler in state.schedulers.items()},
-                "scaler": None if scaler is None else scaler.state_dict(),
                 "uses": dict(state.uses),
             },
             temporary / OPTIMIZERS,
@@ -95,7 +93,7 @@ def save(run: Path, state: State, position: Position, identity: dict[str, str], 
     return folder
 
 
-def load(folder: Path, state: State, scaler: Any = None) -> Position:
+def load(folder: Path, state: State) -> Position:
     """Fill `state` in place from a checkpoint. Raises DamagedError, with `state` possibly half filled."""
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -107,11 +105,8 @@ def load(folder: Path, state: State, scaler: Any = None) -> Position:
             load_model(module, str(folder / f"{name}.safetensors"), strict=True)
         for name, optimizer in state.optimizers.items():
             optimizer.load_state_dict(saved["optimizers"][name])
-            _lay_out(optimizer)
         for name, scheduler in state.schedulers.items():
             scheduler.load_state_dict(saved["schedulers"][name])
-        if scaler is not None and saved["scaler"] is not None:
-            scaler.load_state_dict(saved["scaler"])
         state.uses.clear()
         state.uses.update(saved.get("uses", {}))  # checkpoints from before they were counted have none
         return Position(*(index[key] for key in Position.__dataclass_fields__))
@@ -119,9 +114,7 @@ def load(folder: Path, state: State, scaler: Any = None) -> Position:
         raise DamagedError(" ".join(str(error).split())[:200]) from error
 
 
-def load_latest(
-    run: Path, state: State, steps: int, warn: Callable[[str], None], scaler: Any = None
-) -> Position | None:
+def load_latest(run: Path, state: State, steps: int, warn: Callable[[str], None]) -> Position | None:
     """Load the newest whole checkpoint of at most `steps` steps; None when there is none at all.
 
     A damaged one is told through `warn` and the one before it is tried. Raises ModelError when
@@ -130,7 +123,7 @@ def load_latest(
     folders = [folder for folder in steps_on_disk(run) if step_of(folder) <= steps]
     for folder in reversed(folders):
         try:
-            return load(folder, state, scaler)
+            return load(folder, state)
         except DamagedError as error:
             warn(f"The checkpoint {folder} is damaged ({error}); trying the one before it.")
     if folders:
@@ -178,14 +171,6 @@ def differences(root: Path, identity: dict[str, str]) -> str | None:
         others.append([f"{key} was {other.get(key)}, now {identity.get(key)}" for key in keys])
     nearest = min((found for found in others if found), key=len, default=None)
     return None if nearest is None else "; ".join(nearest[:5]) + ("; ..." if len(nearest) > 5 else "")
-
-
-def _lay_out(optimizer: Optimizer) -> None:
-    """Give moments their parameters' memory order, which fused AdamW takes for granted; shards are saved in another."""
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            if value.shape == parameter.shape and value.stride() != parameter.stride():
-                values[key] = torch.empty_like(parameter).copy_(value)
 
 
 def _networks(state: State) -> dict[str, nn.Module]:

@@ -1,5 +1,6 @@
 """Where a training runs: Accelerate with the wanted precision, and the way from losses to optimizer steps."""
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,7 +11,6 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from stages.errors import Interrupted, ParamsError
 from stages.params import Training
@@ -19,13 +19,19 @@ from stages.training.state import State
 
 
 def build_accelerator(settings: Training) -> Accelerator:
-    """Accelerate with settings.precision; `auto` is bf16 where the hardware multiplies it, else fp32."""
+    """Accelerate with settings.precision; `auto` is bf16 where the hardware multiplies it, else fp32.
+
+    Raises ParamsError where Accelerate's launcher was asked for FSDP.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise ParamsError(
+            "Training in shards (FSDP) is not supported; each process holds the whole network.",
+            "Start it with accelerate launch --config_file docs/accelerate/ddp.yaml, or cpu.yaml without GPUs.",
+        )
     precision = settings.precision
     if precision == "auto":
         cuda = torch.cuda.is_available()
         precision = "bf16" if (torch.cuda.is_bf16_supported() if cuda else cpu_multiplies_bfloat16()) else "fp32"
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise ParamsError("precision: fp16 needs a GPU.", "Use precision: auto, bf16 or fp32.")
     AcceleratorState._reset_state(reset_partial_state=True)  # or one process could not train twice, each in its way
     processes()
     return Accelerator(
@@ -111,8 +117,7 @@ class Backpropagation:
         for name in sorted(self.used):
             parameters = [p for group in self.steppers[name].param_groups for p in group["params"]]
             limit = self.settings.grad_clip or float("inf")
-            norm = self.accelerator.clip_grad_norm_(parameters, limit)
-            norms[name] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            norms[name] = float(self.accelerator.clip_grad_norm_(parameters, limit))
         return norms
 
     def finish(self, take: bool) -> None:

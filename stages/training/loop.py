@@ -9,13 +9,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 
 from stages.data.dataset import Draw, StepBatches
 from stages.errors import Interrupted, ModelError, ParamsError
@@ -28,9 +28,8 @@ from stages.training.clips import spread
 from stages.training.devices import Backpropagation, build_accelerator, float_norms, lost_processes
 from stages.training.log import Journal, journal, show
 from stages.training.samples import Sample
-from stages.training.sharding import Sharding, check_shards
 from stages.training.signals import stop_signals
-from stages.training.state import Sampling, State, Surveying, Task, averaged_weights
+from stages.training.state import Sampling, Surveying, Task, averaged_weights
 
 LOG_EVERY = 10  # steps
 Say = Callable[[str], None]
@@ -101,10 +100,8 @@ class Run:
         self.run = root / checkpoint.digest(identity)
         self.progress, self.log, self.warn = progress, log, warn
         self.accelerator = build_accelerator(self.settings)
-        check_shards(self.accelerator, self.state, task.name)
         self.position, self.history = Position(), History(self.run)
         self.clock = Clock()
-        self.sharding: Sharding | None = None
 
     def train(self, resume: bool | None, trackers: Sequence[str]) -> History:
         started = time.monotonic()
@@ -136,7 +133,7 @@ class Run:
             shutil.rmtree(self.run, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self.to_device()
-        found = checkpoint.load_latest(self.run, self.state, self.settings.steps, self.warn, self.accelerator.scaler)
+        found = checkpoint.load_latest(self.run, self.state, self.settings.steps, self.warn)
         if found is None:
             self._explain_fresh_start(resume)
         self.position = found or Position()
@@ -166,12 +163,8 @@ class Run:
     def wrapped(self) -> Iterator[Backpropagation]:
         """The state's modules prepared for devices, processes and precision; unwrapped again at the end."""
         plain = dict(self.state.modules)
-        if self.accelerator.distributed_type is DistributedType.FSDP:
-            self.sharding = Sharding(self.accelerator, self.state)
-            steppers = {name: self.sharding.begin() for name in plain}
-        else:
-            self.state.modules.update({name: self.accelerator.prepare(module) for name, module in plain.items()})
-            steppers = {name: self.accelerator.prepare(optimizer) for name, optimizer in self.state.optimizers.items()}
+        self.state.modules.update({name: self.accelerator.prepare(module) for name, module in plain.items()})
+        steppers = {name: self.accelerator.prepare(optimizer) for name, optimizer in self.state.optimizers.items()}
         self._set_mode(training=True)
         try:
             with float_norms(plain.values(), self.accelerator):
@@ -180,8 +173,6 @@ class Run:
             for module in plain.values():  # autocast was wrapped around its forward
                 self.accelerator.unwrap_model(module, keep_fp32_wrapper=False).eval()
             self.state.modules.update(plain)
-        if self.sharding is not None:  # after an error the other processes may not be there to put it together
-            self.sharding.end()
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """(step, this process's slice of the global batch), from the position on."""
@@ -214,10 +205,7 @@ class Run:
                 for name, value in self.task.step(part, step, backward).items():
                     sums[name] = sums.get(name, 0.0) + float(value.detach()) / len(parts)
         norms = backward.clip()
-        finite = all(np.isfinite(value) for value in sums.values())
-        if self.accelerator.scaler is None:  # with fp16 the scaler skips and recovers by itself
-            finite = finite and all(np.isfinite(value) for value in norms.values())
-        bad = self._any(not finite)
+        bad = self._any(not all(np.isfinite(value) for value in (*sums.values(), *norms.values())))
         backward.finish(take=not bad)
         self._count(bad, step, batch)
         if not bad and self.state.ema is not None:
@@ -277,8 +265,7 @@ class Run:
         return sums
 
     def _samples(self) -> list[Sample]:
-        here = self.accelerator.is_main_process or self.sharding is not None  # shards compute together or not at all
-        if not here or not self.settings.samples or not isinstance(self.task, Sampling):
+        if not self.accelerator.is_main_process or not self.settings.samples or not isinstance(self.task, Sampling):
             return []
         draws = spread(self.task.valid_dataset, self.settings.samples)
         (batch,) = loader(self.task.valid_dataset, [draws], self.accelerator.device)
@@ -302,12 +289,10 @@ class Run:
         if self.accelerator.num_processes > 1:
             for uses in gather_object([self.state.uses]):
                 self.state.uses |= uses  # of each the larger number, which is that of its own process
-        plain = {name: self.accelerator.unwrap_model(m) for name, m in self.state.modules.items()}
-        state = State(plain, self.state.optimizers, self.state.schedulers, self.state.ema, self.state.uses)
-        if self.sharding is not None:
-            state = self.sharding.gathered()
         if self.accelerator.is_main_process:
-            checkpoint.save(self.run, state, self.position, self.identity, self.accelerator.scaler)
+            plain = {name: self.accelerator.unwrap_model(m) for name, m in self.state.modules.items()}
+            state = replace(self.state, modules=plain)
+            checkpoint.save(self.run, state, self.position, self.identity)
             checkpoint.prune(self.run, self.settings.keep_last, self.position.best_step)
         self.accelerator.wait_for_everyone()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stages.audio import io
 from stages.audio.level import limited
-from stages.store import atomic_file
+from stages.figures import new_figure, save_png
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,7 @@ class Sample:
 
     def picture(self) -> Any:
         """A matplotlib figure; all mels of it share one scale of colours, so that they can be compared."""
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(8, 2 * len(self.mels)), layout="constrained")
+        figure = new_figure(8, 2 * len(self.mels))
         images = {name: mel.float().cpu().numpy().T for name, mel in self.mels.items()}
         low, high = min(map(np.min, images.values())), max(map(np.max, images.values()))
         axes = np.ravel(figure.subplots(len(images), sharex=True))
@@ -51,8 +49,7 @@ def pixels(figure: Any) -> NDArray[np.uint8]:
 
 def write_sample(stem: Path, sample: Sample) -> None:
     """Write `stem`.png, and `stem`.flac where there is sound."""
-    with atomic_file(stem.with_suffix(".png")) as temporary:
-        sample.picture().savefig(temporary, dpi=100)
+    save_png(stem.with_suffix(".png"), sample.picture())
     waveform = sample.waveform()
     if waveform is not None:
         io.write(stem.with_suffix(".flac"), waveform, sample.sample_rate)

@@ -27,7 +27,6 @@ from stages.pretrained import model_config, read_weights
 from stages.store import CARD, model_card, model_params
 from stages.vae.model import build as build_vae
 from stages.vocoder.model import build_hifigan
-from stages.weights.export import require_hifigan
 from stages.weights.folders import Parts, load_tokenizer, save_pipeline_of, set_epsilon
 from stages.weights.ledger import Ledger
 
@@ -141,13 +140,18 @@ def export_diffusers(model: Path, out: Path) -> None:
     Our folders have diffusers' layout already; what is added is for the people who get it. Raises ModelError.
     """
     card = model_card(model, "ldm")
-    require_hifigan(model, "diffusers' MusicLDMPipeline")
+    params = model_params(model)
+    if params.vocoder.architecture != "hifigan":
+        raise ModelError(
+            f"diffusers' MusicLDMPipeline has a HiFi-GAN at its end; {model} has another vocoder.",
+            "Train one with -S vocoder.architecture=hifigan, then this model again with it.",
+        )
     shutil.copytree(model, out, ignore=shutil.ignore_patterns(CARD, FEW_STEPS))  # diffusers does not know the second
     head = ModelCardData(library_name="diffusers", pipeline_tag="text-to-audio", license=card.get("licence"))
     text = README.format(
         head=head.to_yaml(), version=card.get("musicldm"), preset=card.get("preset"), digest=card.get("params_digest"),
         data=card.get("training_data") or f"digest {card.get('data_digest')}",
-        seconds=model_params(model).audio.clip_seconds,
+        seconds=params.audio.clip_seconds,
     )  # fmt: skip
     (out / "README.md").write_text(text, encoding="utf-8")
 

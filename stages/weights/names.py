@@ -1,9 +1,8 @@
 """How the public MusicLDM and AudioLDM checkpoints name the tensors of each network.
 
-Every function takes a tensor's name in our folders (diffusers' and transformers') and gives the public one; that
-each is a one-to-one map is what lets the same table read and write. The names are facts of the public code:
-openaimodel.py and diffusionmodules/model.py of MusicLDM and AudioLDM, models.py of HiFi-GAN, htsat.py and
-model.py of LAION's CLAP.
+Every function takes a tensor's name in our folders (diffusers' and transformers') and gives the public one. The names
+are facts of the public code: openaimodel.py and diffusionmodules/model.py of MusicLDM and AudioLDM, models.py of
+HiFi-GAN, htsat.py and model.py of LAION's CLAP.
 """
 
 import re
@@ -17,7 +16,7 @@ VAE = "first_stage_model."
 VOCODER = "first_stage_model.vocoder."
 CLAP = "cond_stage_model.model."
 SCALE = "scale_factor"
-NULL = "null_condition"  # ours: the public layout has no learned null condition, and its loader ignores the name
+NULL = "null_condition"  # ours: earlier versions exported the learned null condition under this name
 
 _UNET_ENDS = {
     "time_embedding.linear_1": "time_embed.0",

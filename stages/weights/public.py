@@ -85,8 +85,8 @@ def import_pipeline(
     """The whole of MusicLDM or AudioLDM from its main checkpoint, and from others for parts that it lacks.
 
     The UNet's moving average is taken where there is one. The null condition is the empty prompt's embedding, as
-    in the public code, unless the file is an export of ours. `about` goes into the model's card. Returns remarks.
-    Raises ModelError.
+    in the public code, unless an earlier version of ours exported the file with a learned one. `about` goes into the
+    model's card. Returns remarks. Raises ModelError.
     """
     ledger, remarks = _open(files)
     ldm = LatentDiffusion(params, build_unet(params))

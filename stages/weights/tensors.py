@@ -5,14 +5,11 @@ A table of tensors is {name: tensor}; every function returns a new one.
 
 import re
 
-import torch
-
 from stages.errors import ModelError
 from stages.tensors import Tensors
 from stages.weights.names import EMA, UNET
 
 QKV = re.compile(r"(.+\.attn\.qkv)\.(weight|bias)")
-QKV_PART = re.compile(r"(.+\.attn\.qkv)\[(\d)\]\.(weight|bias)")
 VAE_ATTENTION = re.compile(r".+\.mid\.attn_1\.(q|k|v|proj_out)\.weight")
 NORM_PAIRS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1"))
 
@@ -26,19 +23,6 @@ def split_qkv(tensors: Tensors) -> Tensors:
             found[name] = tensor
         else:
             found |= {f"{match[1]}[{i}].{match[2]}": part for i, part in enumerate(tensor.chunk(3))}
-    return found
-
-
-def join_qkv(tensors: Tensors) -> Tensors:
-    """The reverse of `split_qkv`."""
-    found: Tensors = {}
-    for name, tensor in tensors.items():
-        match = QKV_PART.fullmatch(name)
-        if match is None:
-            found[name] = tensor
-        elif match[2] == "0":
-            parts = [tensors[f"{match[1]}[{i}].{match[3]}"] for i in range(3)]
-            found[f"{match[1]}.{match[3]}"] = torch.cat(parts)
     return found
 
 
@@ -61,13 +45,6 @@ def to_matrices(tensors: Tensors) -> Tensors:
     return {
         name: t[:, :, 0, 0] if VAE_ATTENTION.fullmatch(name) and t.shape[2:] == (1, 1) else t
         for name, t in tensors.items()
-    }
-
-
-def to_convolutions(tensors: Tensors) -> Tensors:
-    """The reverse of `to_matrices`."""
-    return {
-        name: t[:, :, None, None] if VAE_ATTENTION.fullmatch(name) and t.ndim == 2 else t for name, t in tensors.items()
     }
 
 

@@ -1,4 +1,3 @@
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +7,6 @@ import torch
 from scipy.signal import correlate2d
 
 from stages.audio.musicnn import LABELS, load_musicnn
-from stages.audio.musicnn_convert import convert_checkpoint, read_checkpoint
-from stages.errors import ModelError
 from stages.store import sha256
 
 DEMO = Path(__file__).parents[2] / "data" / "demo"
@@ -119,89 +116,3 @@ def test_short_and_silent_sound(tagger):
     whole = second.repeat(1, 4)[:, : 186 * 256]
     assert torch.equal(tagger(second)[0], tagger(whole)[0])
     assert torch.isfinite(tagger(torch.zeros(1, 16_000))[0]).all()
-
-
-# --- reading TensorFlow's checkpoints ---
-
-
-def varint(value):
-    out = b""
-    while value > 0x7F:
-        out, value = out + bytes([value & 0x7F | 0x80]), value >> 7
-    return out + bytes([value])
-
-
-def block(pairs):
-    """A block of a LevelDB table in which keys share prefixes, with its trailer."""
-    body, last = b"", b""
-    for key, value in pairs:
-        shared = next((i for i, (a, b) in enumerate(zip(key, last, strict=False)) if a != b), min(len(key), len(last)))
-        body += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
-        last = key
-    return body + struct.pack("<II", 0, 1), b"\0crc "
-
-
-def write_checkpoint(folder, tensors, kind=1):
-    entries, data = [(b"", b"\x08\x01")], b""
-    for name, tensor in sorted(tensors.items()):
-        raw = tensor.astype("<f4").tobytes()
-        sizes = b"".join(b"\x12" + varint(len(d) + 1) + b"\x08" + d for d in map(varint, tensor.shape))
-        value = b"\x08" + bytes([kind]) + b"\x12" + varint(len(sizes)) + sizes
-        value += (b"\x20" + varint(len(data)) if data else b"") + b"\x28" + varint(len(raw)) + b"\x35\0\0\0\0"
-        entries.append((name.encode(), value))
-        data += raw
-    table, handles = b"", []
-    for part in (entries[:5], entries[5:]):
-        body, trailer = block(part)
-        handles.append((part[-1][0], varint(len(table)) + varint(len(body))))
-        table += body + trailer
-    body, trailer = block(handles)
-    footer = varint(0) + varint(0) + varint(len(table)) + varint(len(body))
-    table += body + trailer + footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
-    (folder / ".index").write_bytes(table)
-    (folder / ".data-00000-of-00001").write_bytes(data)
-    return f"{folder}/"
-
-
-def authors_layout(tagger):
-    """The shipped weights under the names and in the axes of the authors' checkpoint, an optimizer's slot beside."""
-    state = {name: value.numpy() for name, value in tagger.state_dict().items()}
-    kernels = [(7, 38, 1, 204), (7, 67, 1, 204), (128, 1, 1, 51), (64, 1, 1, 51), (32, 1, 1, 51)]
-    convs = [f"front.{i}" for i in range(5)] + [f"middle.{i}" for i in range(3)]
-    stored = {"beta1_power": np.array(0.9), "conv2d/bias/Adam": np.ones(204)}
-    for i, name in enumerate(convs):
-        weight = state[f"{name}.conv.weight"]
-        kernel = weight.T.reshape(kernels[i]) if i < 5 else weight.transpose(2, 1, 0)[:, :, None]
-        stored |= {f"conv2d_{i}/kernel": kernel, f"conv2d_{i}/bias": state[f"{name}.conv.bias"]}
-    for i, name in enumerate(("hidden", "tags")):
-        stored |= {f"dense_{i}/kernel": state[f"{name}.weight"].T, f"dense_{i}/bias": state[f"{name}.bias"]}
-    norms = ["norm", *(f"{name}.norm" for name in convs), "pool_norm", "hidden_norm"]
-    parts = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
-    stored |= {
-        f"batch_normalization_{i}/{theirs}": state[f"{name}.{ours}"]
-        for i, name in enumerate(norms)
-        for theirs, ours in parts.items()
-    }
-    return {name.replace("_0/", "/"): value for name, value in stored.items()}
-
-
-def test_a_checkpoint_is_converted_value_by_value(tagger, tmp_path):
-    prefix = write_checkpoint(tmp_path, authors_layout(tagger))
-    assert len(read_checkpoint(prefix)) == 66
-    converted = convert_checkpoint(prefix)
-    assert converted.keys() == tagger.state_dict().keys()
-    for name, value in tagger.state_dict().items():
-        assert torch.equal(converted[name], value), name
-
-
-def test_another_checkpoint_is_refused(tagger, tmp_path):
-    stored = authors_layout(tagger)
-    with pytest.raises(ModelError, match="extra is of one side only"):
-        convert_checkpoint(write_checkpoint(tmp_path, stored | {"extra": np.zeros(3)}))
-    with pytest.raises(ModelError, match=r"dense/bias has shape \(3,\), not \(200,\)"):
-        convert_checkpoint(write_checkpoint(tmp_path, stored | {"dense/bias": np.zeros(3)}))
-    with pytest.raises(ModelError, match="is of type 2, not float32"):
-        read_checkpoint(write_checkpoint(tmp_path, stored, kind=2))
-    (tmp_path / ".index").write_bytes(b"\0" * 100)
-    with pytest.raises(ModelError, match="not the index of a TensorFlow checkpoint"):
-        read_checkpoint(f"{tmp_path}/")

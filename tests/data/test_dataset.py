@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from stages.data import shards
+from stages.data import hdf5
 from stages.data.dataset import ClipDataset, StepBatches, collate, normalise
 from stages.data.shards import ShardReader, write_shards
 from stages.errors import DataError, ParamsError
@@ -139,8 +139,8 @@ def test_workers_give_what_one_process_gives(clips):
 
 
 def test_the_longest_unread_dataset_is_closed_and_opened_again(reader, monkeypatch):
-    monkeypatch.setattr(shards, "OPEN_DATASETS", 1)
+    monkeypatch.setattr(hdf5, "KEPT_OPEN", 1)
     first = [reader.audio(track, 0, 1000) for track in range(2)]
-    assert len(reader._datasets) == 1 and f"{reader.tracks[0].id}/audio" not in reader._datasets
+    assert list(reader._datasets._kept) == [f"{reader.tracks[1].id}/audio"]
     again = [reader.audio(track, 0, 1000) for track in range(2)]
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from stages.errors import DataError
-from stages.evaluate.listening import SCALES, Rating, analyse, holm, krippendorff, sign_flip_p, table
+from stages.evaluate.listening import SCALES, Rating, analyse, krippendorff, sign_flip_p, table
 
 NAN = np.nan
 # Krippendorff, Computing Krippendorff's Alpha-Reliability (2011), section C: four observers, twelve units
@@ -50,12 +50,6 @@ def test_sign_flips_are_counted_exactly():
     assert sign_flip_p(many, 0) == pytest.approx(ttest_rel(many, 0 * many).pvalue, abs=0.02)
     assert sign_flip_p(many, 0) == sign_flip_p(many, 0)
     assert sign_flip_p(np.array([3.0]), 0) == 1
-
-
-def test_holm_is_the_textbooks():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.8]) == [1, 1]
-    assert holm([]) == []
 
 
 def test_means_pairs_and_table():

@@ -97,6 +97,12 @@ def test_mean_interval_is_near_the_normal_one_and_wider_by_group():
     assert grouped["high"] - grouped["low"] > 1.6 * (naive["high"] - naive["low"])
 
 
+def test_holm_is_the_textbooks():
+    assert intervals.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert intervals.holm([0.9, 0.8]) == [1, 1]
+    assert intervals.holm([]) == []
+
+
 def test_quality_intervals_hold_the_value_and_warnings_name_what_limits_it():
     logits = gaussian(30, 5, 8)
     generated = embedded(gaussian(30, 40, 0), logits=logits)

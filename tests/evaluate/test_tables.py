@@ -162,11 +162,6 @@ def test_runs_of_different_networks_are_warned_of_and_no_runs_refused(tmp_path):
         table.read_runs(tmp_path / "nothing")
 
 
-def test_holm_by_hand():
-    assert table.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert table.holm([]) == []
-
-
 def grid_commands():
     for name, stage in GRID["stages"].items():
         for line in stage_commands(stage):

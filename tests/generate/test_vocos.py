@@ -17,7 +17,6 @@ from stages.ldm.model import load_ldm
 from stages.store import model_card, model_folder
 from stages.vocoder.model import build
 from stages.weights.diffusers_folder import export_diffusers, import_diffusers
-from stages.weights.export import export_public
 
 SMALL = ("vocoder.architecture=vocos", "vocoder.dim=32", "vocoder.intermediate_dim=64", "vocoder.num_layers=8")
 
@@ -61,10 +60,9 @@ def test_a_clip_is_made_with_it_by_each_backend(pipeline_folder, tmp_path, name)
 
 
 def test_what_has_no_place_for_it_says_so(pipeline_folder, toy_models, tmp_path):
-    for layout, export in (("diffusers' MusicLDMPipeline", export_diffusers), ("The public layout", export_public)):
-        said = f"{layout} has a HiFi-GAN at its end; {pipeline_folder} has another vocoder."
-        with pytest.raises(ModelError, match=re.escape(said)):
-            export(pipeline_folder, tmp_path / "out")
+    said = f"diffusers' MusicLDMPipeline has a HiFi-GAN at its end; {pipeline_folder} has another vocoder."
+    with pytest.raises(ModelError, match=re.escape(said)):
+        export_diffusers(pipeline_folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(ModelError):
         import_diffusers(pipeline_folder, tmp_path / "out", {})

@@ -2,7 +2,7 @@
 
     python -m tests.training.networks WORK CHECKPOINTS NAME ... [-S key=value ...]
 
-is one process of several that tests start, with copies of the network or with shards of it.
+is one process of several that tests start.
 """
 
 import os
@@ -13,9 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import yaml
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch import nn
 
@@ -86,24 +83,6 @@ def environments(world, **more):
     return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
 
 
-SHARDED = {"ACCELERATE_USE_FSDP": "true"} | {
-    name.upper().replace("_LAYER_CLS", "_CLS"): str(value)
-    for name, value in yaml.safe_load((ACCELERATE / "fsdp.yaml").read_text())["fsdp_config"].items()
-}
-
-
-def shard_on_cpu():
-    """Accelerate shards on GPUs only; in a test the same code shards between CPU processes."""
-    original = AcceleratorState.__init__
-
-    def init(self, *args, **options):
-        original(self, *args, **options)
-        if "fsdp_plugin" in options:
-            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, options["fsdp_plugin"]
-
-    AcceleratorState.__init__ = init
-
-
 def command(work, checkpoints, *names_and_overrides):
     return [sys.executable, "-m", "tests.training.networks", str(work), str(checkpoints), *names_and_overrides]
 
@@ -119,8 +98,6 @@ def last(checkpoints, name):
 def main(work, checkpoints, *arguments):
     names = [argument for argument in arguments if argument in NAMES]
     params = params_of(*(argument for argument in arguments if argument not in NAMES))
-    if "ACCELERATE_USE_FSDP" in os.environ:
-        shard_on_cpu()
     for name in names:
         train(build(name, Path(work), params, dropout=False), checkpoints=Path(checkpoints), identity=IDENTITY)
     if torch.distributed.is_initialized():

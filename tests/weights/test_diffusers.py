@@ -22,7 +22,6 @@ from stages.store import model_card, verify_model
 from stages.weights import hub
 from stages.weights.describe import describe
 from stages.weights.diffusers_folder import export_diffusers, import_diffusers, licence_of
-from stages.weights.export import export_public
 from stages.weights.half import export_half
 from stages.weights.hub import resolve_model
 
@@ -216,12 +215,6 @@ def test_commands(main_file, tokenizer, tmp_path):
     assert describe(tmp_path / made["paths"][0])["licence"] == "not known: ask its authors"
     again = run(tmp_path, *import_, code=4)
     assert "is there already" in again["error"]["message"]
-
-
-def test_networks_without_a_place_in_the_public_layout_are_not_exported(toy_models, tmp_path):
-    with pytest.raises(ModelError, match="attention in the middle"):
-        export_public(toy_models / "ldm", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 SIZES = {

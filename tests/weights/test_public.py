@@ -17,15 +17,7 @@ from stages.store import model_card, sha256, verify_model
 from stages.tensors import read_tensors
 from stages.vae.model import load_vae
 from stages.vocoder.model import load_vocoder
-from stages.weights.export import export_public
-from stages.weights.public import (
-    hifigan_sizes,
-    import_clap,
-    import_pipeline,
-    import_vae,
-    import_vocoder,
-    sizes_of,
-)
+from stages.weights.public import hifigan_sizes, import_clap, import_pipeline, import_vae, import_vocoder, sizes_of
 from tests.weights.conftest import SCALE
 
 CLOSE = 1e-4  # of the output's standard deviation; a wrong tensor moves it by more than 1e-2
@@ -175,18 +167,12 @@ def test_parts_come_from_their_own_files_where_the_main_one_lacks_them(source, i
     assert load_vae(tmp_path / "vae").scale == 1.5
 
 
-def test_export_to_the_public_layout_and_back_is_the_same_model(source, imported, tokenizer, tmp_path):
-    path = export_public(imported, tmp_path)
-    import_pipeline([path], tmp_path / "again", source.params, tokenizer, {})
-    first, again = Pipeline.load(imported, "cpu"), Pipeline.load(tmp_path / "again", "cpu")
-    assert [t.shape for t in first.state_dict().values()] == [t.shape for t in again.state_dict().values()]
-    for (name, wanted), found in zip(first.state_dict().items(), again.state_dict().values(), strict=True):
-        assert torch.equal(wanted, found), name
-    public = read_tensors(path)
-    for name in source.state.keys() - public.keys():  # nothing that inference needs
-        assert "ema" in name or any(part in name for part in ("loss", "sqrt", "posterior", "logvar", "clap", "cond"))
-    wanted = {f"model.diffusion_model.{name}": t for name, t in source.unet.state_dict().items()}
-    assert all(torch.equal(public[name], t) for name, t in wanted.items())
+def test_a_learned_null_condition_is_kept(source, tokenizer, tmp_path):
+    """As files have it that earlier versions exported."""
+    null = torch.randn(source.params.clap.projection_dim)
+    torch.save({"state_dict": source.state | {"null_condition": null}}, tmp_path / "main.ckpt")
+    import_pipeline([tmp_path / "main.ckpt"], tmp_path / "ldm", source.params, tokenizer, {})
+    assert torch.equal(load_ldm(tmp_path / "ldm").null, null)
 
 
 class Hostile:
