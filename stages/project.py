@@ -3,12 +3,11 @@
 import os
 from pathlib import Path
 
-import yaml
-
 from stages import params as parameters
 from stages.data.catalog import ATTRIBUTION, copy_demo
 from stages.errors import DataError, ParamsError
 from stages.layout import packaged
+from stages.params.yaml12 import read_yaml, write_yaml
 from stages.progress import Progress, silent
 from stages.store import write_text
 from stages.versions import VERSIONS
@@ -103,14 +102,14 @@ def check_versions(folder: Path = Path()) -> None:
 
 def versions_text() -> str:
     """versions.yaml as this musicldm writes it."""
-    return _VERSIONS_HEADING + yaml.safe_dump(VERSIONS, sort_keys=False)
+    return _VERSIONS_HEADING + write_yaml(VERSIONS)
 
 
 def _changed(file: Path) -> list[str]:
     """The stages whose number in a versions.yaml is not ours. Raises ParamsError."""
     try:
-        recorded = parameters.read_yaml(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        recorded = read_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ParamsError(
             f"{file} cannot be read: {error}.", f"Delete it, then: musicldm init --update {file.parent}"
         ) from error
