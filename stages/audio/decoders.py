@@ -23,8 +23,8 @@ from stages.errors import DataError
 Samples = NDArray[np.float32]
 
 BLOCK_SAMPLES = 1 << 16
-# containers of one file; playlists, image sequences and devices, which make libav open others, are not among them
-_FORMATS = (
+# of libav: files that hold their sound; playlists, image sequences and devices would make it open other files
+FORMATS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,ogg,tak,tta,"
     "voc,w64,wav,wv,xwma"
 )
@@ -111,7 +111,7 @@ def _open_libav(path: Path, handle: int, part: Part) -> Iterator["_Libav"]:
     import av
 
     av.logging.set_level(None)
-    rules = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
+    rules = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
     try:
         file = _Slice(handle, part, path.name)
         container = av.open(file, container_options=rules, metadata_errors="replace", io_open=_refuse_to_open)

@@ -111,7 +111,7 @@ def test_a_table_in_windows_1252_is_read_and_said_so(music: Path) -> None:
     table.write_bytes("path,caption\none.wav,Café\n".encode("cp1252"))
     made = catalogue(music, table)
     assert captions_of(made) == {"one.wav": "Café"}
-    assert made.notes == (f"{table} is not UTF-8; it was read as Windows-1252, where line 2 reads: one.wav,Café",)
+    assert made.notes[:1] == (f"{table} is not UTF-8; it was read as Windows-1252, where line 2 reads: one.wav,Café",)
     (music / "one.txt").write_bytes("Café".encode("cp1252"))
     (music / "sub" / "three.txt").write_text("drums")
     assert "Windows-1252" in {item.path: item.reason for item in catalogue(music).rejected}["one.wav"]
