@@ -1,4 +1,4 @@
-"""A project of one's own: the folder in which `dvc repro` leads from music to a report."""
+"""`musicldm init`: a project folder, in which `dvc repro` leads from music to a report."""
 
 import os
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""The two decoders: libsndfile, which gives every sample of wav, flac and ogg, and libav (PyAV) for all else.
+"""The two decoders: libsndfile for wav, flac and ogg, libav (PyAV) for everything else.
 
-libsndfile has an MP3 decoder as well, libmpg123, but it writes to stderr what it thinks even of good files, and gives
-up on many. libav's samples are equal to its within 3e-6 and as many, and take 9% longer (half an hour of MP3).
+libsndfile also decodes MP3, by libmpg123, but that warns on stderr even about good files and gives up on many. libav
+gives as many samples, equal within 3e-6, and takes 9% longer (half an hour of MP3).
 """
 
 import io
@@ -221,7 +221,7 @@ def _is_mpeg_frame(packet: Any) -> bool:
 
 
 def _is_cut_mpeg_frame(packet: Any) -> bool:
-    """Whether there is less of a frame than its header says, which libav decodes for what it is worth."""
+    """Whether there is less of a frame than its header says, which libav decodes all the same."""
     file = io.BytesIO(bytes(packet))
     try:
         mutagen.mp3.MPEGFrame(file)

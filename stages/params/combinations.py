@@ -1,4 +1,4 @@
-"""Combinations of valid parameters that cannot work, each found before any work starts."""
+"""Combinations of valid parameters that cannot work, rejected before any work starts."""
 
 import math
 from collections.abc import Iterator
