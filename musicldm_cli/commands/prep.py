@@ -87,9 +87,8 @@ def _manifest_figures(made: Catalogue) -> dict[str, Any]:
 
 def _manifest_lines(made: Catalogue, limit: int | None) -> list[str]:
     sizes = ", ".join(f"{count} {split}" for split, count in made.split_sizes.items())
-    lines = [
-        f"{counted(len(made.tracks), 'track')} ({made.hours:.2f} h: {sizes}) are in {made.folder / 'manifest.csv'}."
-    ]
+    tracks = counted(len(made.tracks), "track")
+    lines = [f"{tracks} ({made.hours:.2f} h: {sizes}) are in {made.folder / 'manifest.csv'}."]
     lines += made.notes
     if made.left_out:
         lines.append(

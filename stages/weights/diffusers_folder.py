@@ -25,6 +25,7 @@ from stages.params import Params
 from stages.pretrained import model_config, must_fit, read_weights
 from stages.store import CARD, model_card, model_params
 from stages.vae.model import build as build_vae
+from stages.vae.model import scaling_factor
 from stages.vocoder.model import build_hifigan
 from stages.weights.export import require_hifigan
 from stages.weights.folders import Parts, load_tokenizer, save_pipeline_of, set_epsilon
@@ -84,7 +85,7 @@ def import_diffusers(
         variant = _fill(network, source / name)
         if variant is not None:
             remark(f"{source / name} has weights of the variant {variant} only; they were taken.")
-    vae.register_to_config(scaling_factor=_scaling_factor(configs["vae"], source))
+    vae.register_to_config(scaling_factor=scaling_factor(configs["vae"], source / "vae/config.json", REMEDY))
     clap = Clap(params, model.eval(), load_tokenizer(str(source / TOKENIZER), params))
     null = source / "null_condition.safetensors"
     with torch.no_grad():
@@ -119,13 +120,6 @@ def _configs(source: Path) -> dict[str, dict[str, Any]]:
     return {
         name: model_config(source / name / f"{file}.json", REMEDY, classes.get(name)) for name, file in files.items()
     }
-
-
-def _scaling_factor(vae: dict[str, Any], source: Path) -> float:
-    found = vae.get("scaling_factor")
-    if not isinstance(found, int | float):
-        raise ModelError(f"{source / 'vae/config.json'} has a scaling_factor of {found!r:.50}, not a number.", REMEDY)
-    return float(found)
 
 
 def export_diffusers(model: Path, out: Path) -> None:
