@@ -1,4 +1,4 @@
-"""Where libraries keep what they compile and fetch, also without a home that can be written, as in many containers."""
+"""Cache folders of libraries, also where the home folder is read-only or missing, as in many containers."""
 
 import os
 import stat
@@ -14,8 +14,8 @@ def cache_home() -> Path:
 def install() -> None:
     """Where the caches' home cannot be written, take a private folder below the temporary one instead.
 
-    numba, matplotlib, the hub's client and torch heed these variables, and so do processes started from this one.
-    Without a temporary folder either, all stays as it is.
+    numba, matplotlib, the hub's client and torch read these variables, and child processes inherit them. Without a
+    temporary folder nothing is changed.
     """
     try:
         if _can_be_written(cache_home()):

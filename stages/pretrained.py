@@ -1,9 +1,12 @@
-"""Models that others made: fetched from the hub, their configs and tokenizers read, and no code of theirs ever run."""
+"""Pretrained models of transformers and diffusers: fetched, read strictly, and never run as code of their own."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
 
 from stages.errors import ModelError
 from stages.store import read_config, sha256
@@ -84,8 +87,7 @@ def load_tokenizer(folder: Path, remedy: str, vocab_size: int | None = None) -> 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # tokenizers raises nothing narrower
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"The tokenizer in {folder} cannot be read: {reason}", remedy) from error
+        raise ModelError(f"The tokenizer in {folder} cannot be read: {_one_line(error)}", remedy) from error
     if tokenizer.pad_token_id is None:
         raise ModelError(f"The tokenizer in {folder} has no token for padding.", remedy)
     last = max(tokenizer.get_vocab().values())
@@ -94,10 +96,24 @@ def load_tokenizer(folder: Path, remedy: str, vocab_size: int | None = None) -> 
     return tokenizer
 
 
+@contextmanager
+def must_fit(problem: str, remedy: str) -> Iterator[None]:
+    """Turn what transformers raises for values and tensors that do not fit into a ModelError that begins with
+    `problem`."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, StrictDataclassError) as error:
+        raise ModelError(f"{problem}: {_one_line(error)}.", remedy) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
 def network_of(kind: Any, config: Any, tensors: Tensors) -> tuple[Any, list[str]]:
     """transformers' network `kind` with these weights, and the names that only it or only they have.
 
-    Raises what transformers raises for tensors that do not fit.
+    Raises what `must_fit` catches.
     """
     model, report = kind.from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
     return model, sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])

@@ -1,18 +1,16 @@
-"""A project of one's own: the folder in which `dvc repro` leads from music to a report."""
+"""`musicldm init`: a project folder, in which `dvc repro` leads from music to a report."""
 
 import os
 from pathlib import Path
-
-import yaml
 
 from stages import params as parameters
 from stages.data.catalog import ATTRIBUTION, copy_demo
 from stages.errors import DataError, ParamsError
 from stages.layout import packaged
+from stages.params.yaml12 import read_yaml, write_yaml
 from stages.progress import Progress, silent
 from stages.store import write_text
 from stages.versions import VERSIONS
-from stages.yaml12 import read_yaml
 
 PARAMS, GRAPH, VERSIONS_FILE = "params.yaml", "dvc.yaml", "versions.yaml"
 DEMO = "data/demo"
@@ -104,7 +102,7 @@ def check_versions(folder: Path = Path()) -> None:
 
 def versions_text() -> str:
     """versions.yaml as this musicldm writes it."""
-    return _VERSIONS_HEADING + yaml.safe_dump(VERSIONS, sort_keys=False)
+    return _VERSIONS_HEADING + write_yaml(VERSIONS)
 
 
 def _changed(file: Path) -> list[str]:

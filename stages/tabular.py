@@ -1,14 +1,15 @@
-"""Tables that people bring: CSV and TSV as spreadsheets write them, JSON, JSON lines and Parquet.
+"""Users' tables (CSV and TSV as spreadsheets write them, JSON, JSON lines, Parquet), and our own CSV.
 
 What has one meaning is read; what has none, or two, is refused with its line.
 """
 
 import codecs
 import csv
+import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -151,6 +152,15 @@ def read_cells(path: Path, text: str, quoted: bool = True) -> Iterator[tuple[int
         raise DataError(
             f"{path}, line {line} is malformed: {error}.", "Close its quotes; double one in a cell."
         ) from error
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Mapping[str, object] | Sequence[object]]) -> str:
+    """CSV as this project writes it, `\\n` at line ends. A row is its cells, or a mapping from column to cell."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([row.get(name) for name in header] if isinstance(row, Mapping) else row for row in rows)
+    return text.getvalue()
 
 
 def _delimiter(text: str, suffix: str) -> str:

@@ -1,7 +1,7 @@
-"""Weight files, whoever made them: one strict reader of safetensors and torch checkpoints, and one strict loader.
+"""Weights files: one strict reader of safetensors and torch checkpoints, and one strict loader.
 
-A checkpoint is a pickle. torch's `weights_only` runs no code of it, but lets a small one fill the memory; so it is
-walked through first, and only what `torch.save` writes for tensors and plain numbers is let pass.
+A checkpoint is a pickle. torch's `weights_only` runs none of its code, but a small pickle can still fill the memory. So
+its operations are checked first: only those that `torch.save` writes for tensors and plain numbers are allowed.
 """
 
 import pickle
@@ -34,40 +34,18 @@ _GLOBALS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|torch(\.storage)? \w+Storage"
     r"|torch (Size|device|bfloat16|float\d+|u?int\d+|bool)|numpy dtype|numpy\._?core\.multiarray scalar|_codecs encode"
 )
-_VALUES = {
-    "NONE",
-    "NEWTRUE",
-    "NEWFALSE",
-    "BININT",
-    "BININT1",
-    "BININT2",
-    "LONG1",
-    "BINFLOAT",
-    "BINUNICODE",
-    "SHORT_BINSTRING",
-}
+_VALUES = {"NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE",
+           "SHORT_BINSTRING"}  # fmt: skip
 _MARK = object()
-_DAMAGE = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    StopIteration,
-    struct.error,
-    zipfile.BadZipFile,
-    pickle.UnpicklingError,
-)
+_DAMAGE = (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, OverflowError,
+           StopIteration, struct.error, zipfile.BadZipFile, pickle.UnpicklingError)  # fmt: skip
 
 
 def read_tensors(path: Path, remedy: str = USUAL) -> Tensors:
     """The tensors by name of a .safetensors or torch file, its `state_dict`, `generator` or `model` where it has one.
 
-    Raises ModelError, with `remedy`, for a file that is none, that would have to be unpickled, or that says it holds
-    more than its size allows.
+    Raises ModelError, with `remedy`, for any other file, one that would have to be unpickled, and one that claims to
+    hold more than its size allows.
     """
     found = load_file(path, remedy)
     for key in TABLES:
@@ -188,10 +166,10 @@ def _check_legacy(path: Path) -> None:
 
 
 def _walk(file: IO[bytes], size: int) -> None:
-    """Go through one pickle without making anything of it: lists stand for all that it would make.
+    """Follow one pickle's operations without building its objects; a list stands for each.
 
-    Raises UnpicklingError for what torch.save does not write, for storages larger than the file's `size`, and for
-    copies, made of things fetched from the pickle's memo, that add up to more than it: what fills a memory.
+    Raises UnpicklingError for what torch.save does not write, and for storages, or copies from the pickle's memo, that
+    add up to more than the file's `size`.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}

@@ -1,7 +1,7 @@
-"""Which revision of its results each stage of dvc.yaml makes.
+"""The revision of each stage's results.
 
-Raise a stage's number when it gives other results than before for the same input; a refactoring or a message is no
-reason. DVC reads the numbers from a project's `versions.yaml`, and runs again the stages whose number has changed.
+Raise a stage's number when it gives other results than before for the same input, not for a refactoring or a message.
+DVC reads the numbers from a project's `versions.yaml` and reruns the stages whose number has changed.
 `tests/test_pipeline.py` fails where results moved and the number did not.
 """
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from stages import params
 from stages.errors import ParamsError
-from stages.yaml12 import read_yaml
+from stages.params.yaml12 import read_yaml
 
 ROOT = Path(__file__).parent.parent
 
@@ -211,7 +211,7 @@ def everything() -> Iterator[set[str]]:
 
 def leaves(data: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in data.items():
-        yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+        yield from leaves(value, f"{prefix}{key}.") if value and isinstance(value, dict) else [(prefix + key, value)]
 
 
 @pytest.mark.parametrize("text", ["- a\n- b", "a: [", "preset: huge", "just words"])

@@ -86,3 +86,11 @@ def test_a_versions_file_that_is_none(typed, tmp_path, music):
     (tmp_path / VERSIONS_FILE).write_text("{")
     code, _, err = typed(tmp_path, "params", "show")
     assert code == 3 and "versions.yaml cannot be read" in err
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe\x00", b"beats: *none"])
+def test_versions_that_cannot_be_read(typed, tmp_path, music, content):
+    typed(tmp_path, "init", ".", "--music", music)
+    (tmp_path / VERSIONS_FILE).write_bytes(content)
+    code, _, err = typed(tmp_path, "prep", "manifest", "-j", "1")
+    assert code == 3 and "versions.yaml cannot be read" in err and "musicldm init --update" in err

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from stages.yaml12 import MOST_BYTES, read_yaml, write_yaml
+from stages.params.yaml12 import MOST_BYTES, read_yaml, write_yaml
 
 NINE = "*a{0}, " * 9
 BOMBS = {

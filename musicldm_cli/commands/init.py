@@ -1,4 +1,4 @@
-"""`musicldm init`: begin a project of one's own."""
+"""`musicldm init`: begin or update a project."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from musicldm_cli.session import Dask, Jobs, session
+from stages.evaluate.wording import counted
 
 if TYPE_CHECKING:
     from stages.data.collect import Catalogue
@@ -62,18 +63,9 @@ def manifest(
     from stages.data.collect import make_manifest
 
     with found.output.progress() as progress:
-        made = make_manifest(
-            source or Path(settings.source),
-            captions,
-            out or found.layout.manifest,
-            settings,
-            columns=columns,
-            strict=strict,
-            results=found.layout.work,
-            jobs=jobs,
-            dask=dask,
-            progress=progress,
-        )
+        made = make_manifest(source or Path(settings.source), captions, out or found.layout.manifest, settings,
+                             columns=columns, strict=strict, results=found.layout.work, jobs=jobs, dask=dask,
+                             progress=progress)  # fmt: skip
     text = "\n".join(_manifest_lines(made, settings.limit))
     found.output.result(text, [made.folder / "manifest.csv"], **_manifest_figures(made))
 
@@ -95,8 +87,8 @@ def _manifest_figures(made: Catalogue) -> dict[str, Any]:
 
 def _manifest_lines(made: Catalogue, limit: int | None) -> list[str]:
     sizes = ", ".join(f"{count} {split}" for split, count in made.split_sizes.items())
-    plural = "s" * (len(made.tracks) != 1)
-    lines = [f"{len(made.tracks)} track{plural} ({made.hours:.2f} h: {sizes}) are in {made.folder / 'manifest.csv'}."]
+    tracks = counted(len(made.tracks), "track")
+    lines = [f"{tracks} ({made.hours:.2f} h: {sizes}) are in {made.folder / 'manifest.csv'}."]
     lines += made.notes
     if made.left_out:
         lines.append(

@@ -1,6 +1,6 @@
-"""What the headers of an audio file say, before a decoder sees it: whether all of it is there, and its streams.
+"""Container headers of audio files: is the file complete, and which streams does it hold?
 
-libsndfile decodes what is left of a truncated file, and the first of several streams, without a word.
+libsndfile silently decodes what is left of a truncated file, and only the first of several streams.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from stages.errors import DataError
 
 CUT_IT = "Save the sound anew as one stream, e.g.: ffmpeg -i OLD NEW.flac"
-_UNKNOWN_BYTES = 0x7FFFF000  # writers into a pipe put this or more in 32 bits, or 0, having no size to tell
+_UNKNOWN_BYTES = 0x7FFFF000  # or 0, or more: what writers into a pipe, which do not know the size, put in 32 bits
 _IN_DS64 = 0xFFFFFFFF
 _UNREAD_SHARE = 0.05  # of a file, that tags after its sound may take
 _FIND_BYTES = 1 << 16
@@ -23,7 +23,7 @@ _OGG_FIRST, _OGG_LAST = 2, 4
 
 @dataclass(frozen=True)
 class Part:
-    """The bytes of one stream, or of several that sound together, and whether they are libsndfile's to decode."""
+    """The bytes of one stream, or of several that play together, and whether libsndfile decodes them."""
 
     start: int
     stop: int

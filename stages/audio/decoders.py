@@ -1,7 +1,7 @@
-"""The two decoders: libsndfile, which gives every sample of wav, flac and ogg, and libav (PyAV) for all else.
+"""The two decoders: libsndfile for wav, flac and ogg, libav (PyAV) for everything else.
 
-libsndfile has an MP3 decoder as well, libmpg123, but it writes to stderr what it thinks even of good files, and gives
-up on many. libav's samples are equal to its within 3e-6 and as many, and take 9% longer (half an hour of MP3).
+libsndfile also decodes MP3, by libmpg123, but that warns on stderr even about good files and gives up on many. libav
+gives as many samples, equal within 3e-6, and takes 9% longer (half an hour of MP3).
 """
 
 import io
@@ -23,8 +23,8 @@ from stages.errors import DataError
 Samples = NDArray[np.float32]
 
 BLOCK_SAMPLES = 1 << 16
-# containers of one file; playlists, image sequences and devices, which make libav open others, are not among them
-_FORMATS = (
+# of libav: files that hold their sound; playlists, image sequences and devices would make it open other files
+FORMATS = (
     "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,loas,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,ogg,tak,tta,"
     "voc,w64,wav,wv,xwma"
 )
@@ -111,7 +111,7 @@ def _open_libav(path: Path, handle: int, part: Part) -> Iterator["_Libav"]:
     import av
 
     av.logging.set_level(None)
-    rules = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
+    rules = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
     try:
         file = _Slice(handle, part, path.name)
         container = av.open(file, container_options=rules, metadata_errors="replace", io_open=_refuse_to_open)
@@ -221,7 +221,7 @@ def _is_mpeg_frame(packet: Any) -> bool:
 
 
 def _is_cut_mpeg_frame(packet: Any) -> bool:
-    """Whether there is less of a frame than its header says, which libav decodes for what it is worth."""
+    """Whether there is less of a frame than its header says, which libav decodes all the same."""
     file = io.BytesIO(bytes(packet))
     try:
         mutagen.mp3.MPEGFrame(file)

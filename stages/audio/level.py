@@ -1,7 +1,7 @@
-"""The level of finished sound: no offset, and headroom below full scale.
+"""DC removal and peak limiting of generated audio.
 
-All of it looks at the samples around a sample only, so sound that is made in pieces with enough context is the same as
-in one.
+`without_offset` and `limiter` see only the samples near each sample, so audio made in pieces with enough context is the
+same as audio made at once.
 """
 
 import torch
@@ -15,10 +15,10 @@ LIMITER_SECONDS = 0.01  # before and after a peak in which the limiter's gain mo
 
 
 def without_offset(audio: Tensor, sample_rate: int) -> Tensor:
-    """Waveforms (B, L) float32 less their local mean, weighted by a Hann window of OFFSET_SECONDS: no phase is moved.
+    """Waveforms (B, L) float32 less their local mean, weighted by a Hann window of OFFSET_SECONDS: zero phase.
 
-    Nothing is left of a constant, half of 10 Hz, and all from 20 Hz on, within 3%. At the ends the mean is of the
-    samples that there are.
+    A constant is removed, 10 Hz is halved, and from 20 Hz on the gain is 1 within 3%. At the ends the mean is over the
+    samples there are.
     """
     half, length = round(OFFSET_SECONDS / 2 * sample_rate), audio.shape[1]
     window = torch.hann_window(2 * half + 1, periodic=False, device=audio.device)
@@ -36,8 +36,8 @@ def limited(audio: Tensor) -> tuple[Tensor, float]:
 def limiter(audio: Tensor, sample_rate: int) -> Tensor:
     """A waveform (L,) at most at PEAK, with its gain lowered around louder peaks only.
 
-    The gain a peak needs is held for LIMITER_SECONDS to both sides, then smoothed over as much by a Hann window: never
-    more than what a sample needs.
+    The gain that a peak needs is held for LIMITER_SECONDS on both sides, then smoothed by a Hann window of that length,
+    so that no sample gets more gain than it needs.
     """
     half = round(LIMITER_SECONDS * sample_rate)
     loud = audio.abs().clamp(min=PEAK)

@@ -1,4 +1,4 @@
-"""How audio files are named. Imports nothing, so that a command may look before it loads a library."""
+"""Suffixes of audio files that are read and written. Imports nothing, so that a command can check a name first."""
 
 # what is looked for in a collection; how a file is read is decided by its content
 SUFFIXES = (

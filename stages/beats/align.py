@@ -1,7 +1,7 @@
 """Which tracks may be mixed, and where: partners of one tempo, clips that start on a downbeat (paper, section 3.2).
 
-All of it is derived from what was measured of the tracks, when it is asked for: a change of the section `tempo` holds
-from then on, and nothing need be tracked or written again.
+Both are derived from the tracks' measurements on demand, so a change of the section `tempo` takes effect at once and
+nothing is tracked or written again.
 """
 
 from collections import Counter
@@ -45,8 +45,8 @@ class Candidate:
 class Partners(Sequence[Indices]):
     """For each track the sorted indices of the tracks it may be mixed with; listed when asked for.
 
-    All lists together would grow with the square of the collection; this holds some numbers a track. `counts` (N,)
-    are the lists' lengths.
+    All lists together would grow with the square of the collection; this holds a few numbers per track. `counts` (N,)
+    are their lengths.
     """
 
     def __init__(self, order: Indices, low: Indices, high: Indices, recordings: Indices) -> None:
@@ -83,7 +83,7 @@ class Partners(Sequence[Indices]):
 
 
 class _Places:
-    """Where, in an order of tracks, those of one label stand."""
+    """The places of each label in an order of tracks."""
 
     def __init__(self, labels: Indices, order: Indices) -> None:
         self._labels, self._size = labels, len(order) + 1

@@ -30,7 +30,7 @@ def read_beats(path: Path) -> Beats:
     Text: time and position, further columns ignored, separated by tabs, blanks, commas or semicolons; comments and a
     header are passed over. Positions are of the bar, from 1 or 0; or `bar.beat`; or a 1 for each downbeat and a 0 for
     other beats; or RWC's codes, with hundredths of seconds; or the times alone, on one line. JAMS: namespaces
-    beat_position and beat. Raises DataError for everything else: what is not understood is not scored.
+    beat_position and beat. Raises DataError for everything else.
     """
     try:
         text = read_text(path, FORMATS)

@@ -1,6 +1,5 @@
 """Beat Transformers on disk: a sealed folder with config.json and model.safetensors."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from stages.beats.features import FrontEnd, Mel
 from stages.beats.transformer import BeatTransformer, Sizes
 from stages.errors import ModelError
-from stages.store import model_card, model_folder, read_config, verify_model
+from stages.store import model_card, model_folder, read_config, verify_model, write_json
 from stages.training.checkpoint import load_weights
 
 KIND = "beats"
@@ -68,7 +67,7 @@ def save_tracker(tracker: Tracker, path: Path, card: dict[str, Any], half: bool 
     our own trackers, too much for what is compared with its original."""
     config = Config(tracker.network.sizes, tracker.front_end, tracker.scaled)
     with model_folder(path, KIND, card) as folder:
-        (folder / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+        write_json(folder / CONFIG, asdict(config))
         dtype = torch.float16 if half else torch.float32
         state = {name: value.to(dtype).contiguous() for name, value in tracker.network.state_dict().items()}
         save_file(state, folder / WEIGHTS)

@@ -38,7 +38,7 @@ class Summary:
 def read_rhythms(path: Path) -> list[Rhythm]:
     """The rows of a beats.jsonl. Raises DataError when it is missing or malformed."""
     try:
-        return [Rhythm.from_row(row) for row in read_jsonl(path, REMEDY)]
+        return [Rhythm(**row) for row in read_jsonl(path, REMEDY)]
     except TypeError as error:
         raise DataError(f"{path} does not hold tracked beats: {error}.", REMEDY) from error
 

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,10 +47,6 @@ class Rhythm:
             mean_bpm=mean_bpm(beats),
             tempo_confidence=round(confidence(beats, seconds) * min(1.0, salience / CLEAR), 4),
         )
-
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> "Rhythm":
-        return cls(**row)
 
 
 def median_bpm(beats: ArrayLike) -> float | None:

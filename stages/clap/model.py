@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torchaudio.functional as AF
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ClapConfig, ClapModel
@@ -22,7 +21,7 @@ from stages.audio.mel import clap_mel
 from stages.clap.text_tower import find_files
 from stages.errors import DataError, ModelError
 from stages.params import Params
-from stages.pretrained import files_digest, load_tokenizer, model_config, network_of, read_weights
+from stages.pretrained import files_digest, load_tokenizer, model_config, must_fit, network_of, read_weights
 from stages.store import model_card, model_digest, model_params
 from stages.tensors import misfit
 
@@ -238,7 +237,7 @@ def _read(params: Params, model_folder: Path, tokenizer_folder: Path) -> tuple[C
     tensors, _ = read_weights(model_folder, REMEDY)
     with torch.device("meta"):
         wanted = build(params)
-    try:
+    with must_fit(f"{model_folder} is no CLAP of the sizes in params", REMEDY):
         theirs = ClapConfig(**config)
         if _depths(theirs) != _depths(wanted.config):
             raise ValueError(f"it has {_depths(theirs)} layers, params ask for {_depths(wanted.config)}")
@@ -248,9 +247,6 @@ def _read(params: Params, model_folder: Path, tokenizer_folder: Path) -> tuple[C
         if wrong:
             raise ValueError(f"{len(wrong)} tensors differ; {wrong[0]} by params")
         model, lost = network_of(ClapModel, theirs, tensors)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{model_folder} is no CLAP of the sizes in params: {reason}.", REMEDY) from error
     if lost:
         raise ModelError(f"{model_folder} is no whole CLAP: {len(lost)} tensors, first {lost[0]}.", REMEDY)
     return model, load_tokenizer(tokenizer_folder, REMEDY, params.clap.text.vocab_size)

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import BertConfig, BertModel, ClapTextModel, RobertaConfig, RobertaModel
 
 from stages.errors import MissingDependencyError, ModelError
 from stages.params import Clap
-from stages.pretrained import TOKENIZER_FILES, fetch, files_digest, load_tokenizer, model_config, network_of
+from stages.pretrained import TOKENIZER_FILES, fetch, files_digest, load_tokenizer, model_config, must_fit, network_of
 from stages.store import sha256
 from stages.tensors import read_tensors
 
@@ -101,18 +100,12 @@ def read_text_tower(clap: Clap, source: str, captions: Iterable[str] = ()) -> Te
 
 def _encoder(clap: Clap, kind: str, config: dict[str, Any], folder: Path) -> Any:
     config_class, network_class = KINDS[kind]
-    try:
+    with must_fit(f"The text encoder in {folder} does not fit", REMEDY):
         found = config_class(**config)
         if found.num_hidden_layers != clap.text.layers or found.hidden_size != clap.text.hidden_size:
-            raise ValueError(
-                f"it has {found.num_hidden_layers} layers of {found.hidden_size}, clap.text {clap.text.layers} of "
-                f"{clap.text.hidden_size}"
-            )
-        encoder, _ = network_of(network_class, found, read_tensors(folder / WEIGHTS, REMEDY))
-    except (TypeError, ValueError, AttributeError, RuntimeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"The text encoder in {folder} does not fit: {reason}.", REMEDY) from error
-    return encoder
+            theirs, ours = f"{found.num_hidden_layers} layers of {found.hidden_size}", clap.text
+            raise ValueError(f"it has {theirs}, clap.text {ours.layers} of {ours.hidden_size}")
+        return network_of(network_class, found, read_tensors(folder / WEIGHTS, REMEDY))[0]
 
 
 def find_files(source: str, key: str, weights: str = WEIGHTS) -> Path:

@@ -3,9 +3,7 @@
 Every added word is listed with its measure and value, and nothing is said of what could not be measured.
 """
 
-import csv
 import hashlib
-import io as text_io
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from stages.data.parallel import run_each
 from stages.errors import DataError
 from stages.progress import Progress, silent
 from stages.store import read_json, read_jsonl, write_json, write_jsonl, write_text
+from stages.tabular import csv_text
 
 MEASURED = "tracks"
 CAPTIONS = "captions.jsonl"
@@ -86,7 +85,7 @@ def write_captions(
         words = {id: find_words(found, tempos[id], settings) for id, found in measured.items()}
     rows = [_row(track, words.get(track.id, []), settings.captions.seed) for track in manifest.tracks]
     prompts = [(row["id"], row["caption"]) for row in rows if row["split"] == "test"]
-    write_text(out / PROMPTS, _csv([("id", "prompt"), *prompts]))
+    write_text(out / PROMPTS, csv_text(["id", "prompt"], prompts))
     write_jsonl(out / CAPTIONS, rows)
     counts = {"tracks": len(rows), "words": sum(len(row["words"]) for row in rows), "prompts": len(prompts)}
     return counts | {"example": next((row for row in rows if row["words"]), None)}
@@ -194,9 +193,3 @@ def join(original: str, words: list[Word], generator: np.random.Generator) -> st
 
 _PHRASES = {"key_correlation": "in {}"}
 _FORMS = ["{original}, {text}", "{original}. {sentence}.", "{original}: {text}", "{sentence}: {original}"]
-
-
-def _csv(rows: list[tuple[str, str]]) -> str:
-    text = text_io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

@@ -17,13 +17,14 @@ from stages.audio import io
 from stages.audio.suffixes import SUFFIXES
 from stages.audio.walk import Walk, unread, walk_audio
 from stages.data import splits, tables
-from stages.data.manifest import MANIFEST, ROOT, SCHEMA, SPLITS, Track, csv_text, write_manifest
+from stages.data.manifest import MANIFEST, ROOT, SCHEMA, SPLITS, Track, write_manifest
 from stages.data.near_duplicates import Sketch, Sketcher, find_pairs
 from stages.data.parallel import run_each
 from stages.data.tags import read_tags
 from stages.errors import DataError, MusicldmError
 from stages.progress import Progress, silent
 from stages.store import atomic_folder, write_json, write_text
+from stages.tabular import csv_text
 
 REJECTED = "rejected.csv"
 DUPLICATES = "duplicates.csv"

@@ -17,6 +17,7 @@ from typing import Literal
 from stages.data import debian
 from stages.progress import Progress, silent
 from stages.store import atomic_file, disk_errors, write_text
+from stages.tabular import csv_text
 
 Licence = Literal["cc", "free"]
 ATTRIBUTION = "attribution.csv"
@@ -137,10 +138,7 @@ def _packages(rows: list[Source]) -> list[str]:
 
 
 def _attribution(rows: tuple[Source, ...]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        path = PurePosixPath(row.target).as_posix()
-        writer.writerow((path, row.caption, row.title, row.artist, row.licence, row.package, row.source))
-    return text.getvalue()
+    return csv_text(COLUMNS, [
+        (PurePosixPath(row.target).as_posix(), row.caption, row.title, row.artist, row.licence, row.package, row.source)
+        for row in rows
+    ])  # fmt: skip

@@ -1,4 +1,4 @@
-"""HDF5 files as we write and read them: of what the format can do, plain datasets in the file itself and no more."""
+"""HDF5 restricted to plain datasets stored in the file itself: no links, filters or external data."""
 
 import os
 from collections.abc import Callable, Iterator

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from stages.errors import DataError
 from stages.store import read_json, read_text, write_text
+from stages.tabular import csv_text
 
 MANIFEST = "manifest.csv"
 ROOT = "manifest.json"
@@ -79,15 +80,6 @@ def read_manifest(path: Path) -> Manifest:
 def write_manifest(path: Path, tracks: Sequence[Track]) -> None:
     """Write manifest.csv: UTF-8, one header, one line a track."""
     write_text(path, csv_text(_COLUMNS, [asdict(track) for track in tracks]))
-
-
-def csv_text(header: list[str], rows: list[dict[str, object]]) -> str:
-    """CSV as this project writes it: a header, `\\n` at line ends."""
-    text = text_io.StringIO(newline="")
-    writer = csv.DictWriter(text, header, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _track(row: Mapping[str, str | None], where: str) -> Track:

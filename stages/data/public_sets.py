@@ -13,14 +13,10 @@ from pathlib import Path
 
 from stages import tabular
 from stages.audio.walk import walk_audio
-from stages.data.manifest import csv_text
-from stages.data.tables import clean
+from stages.data.catalog import ATTRIBUTION
+from stages.data.tables import COLUMNS, Row, clean
 from stages.errors import DataError
 from stages.store import write_text
-
-TABLE = "attribution.csv"
-COLUMNS = ["path", "caption", "title", "artist", "album", "licence"]
-Row = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ def convert(name: str, folder: Path, out: Path | None = None) -> Converted:
     """
     if not folder.is_dir():
         raise DataError(f"The folder {folder} does not exist.", f"Name the one that holds {name}.")
-    target = out or folder / TABLE
+    target = out or folder / ATTRIBUTION
     header = ",".join(COLUMNS) + "\n"
     if target.exists() and not target.read_bytes().startswith(header.encode()):
         raise DataError(f"{target} is there already, and is another file.", "Write elsewhere: --out FILE")
@@ -74,7 +70,7 @@ def convert(name: str, folder: Path, out: Path | None = None) -> Converted:
     if not here:
         walk.require()
         raise DataError(f"None of the {len(rows)} tracks of {name} has its audio below {folder}.")
-    write_text(target, csv_text(COLUMNS, [dict(here[path]) for path in sorted(here)]))
+    write_text(target, tabular.csv_text(COLUMNS, [here[path] for path in sorted(here)]))
     return Converted(target, len(here), sum(not row["path"] for row in rows))
 
 

@@ -1,4 +1,4 @@
-"""What an audio file says of itself: title, artist, album, licence, and a caption made of its tags."""
+"""Metadata tags of audio files: title, artist, album, licence, and a caption made of them."""
 
 import re
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ import mutagen
 from mutagen.apev2 import TEXT, APEv2
 from mutagen.id3 import ID3
 
+from stages.audio.decoders import FORMATS
 from stages.data.tables import Row, clean
 
 # Our fields, and what ffmpeg and mutagen call the tags of all formats; the first that is there is used.
@@ -22,8 +23,6 @@ _KEYS = {
 }
 _ID3 = {"TIT2": "title", "TPE1": "artist", "TPE2": "album_artist", "TALB": "album", "TCOP": "copyright"}
 _NO_WORDS = re.compile(r"https?://\S+|\{.*\}")  # yt-dlp's comment is a page's address; our own audio's is JSON
-# Of these containers alone: a playlist that is called song.mp3 would have ffmpeg open the files it lists.
-_CONTAINERS = "wav,w64,aiff,caf,au,flac,mp3,ogg,aac,mov,matroska,asf,wv,ape,tta"
 
 
 def read_tags(path: Path) -> Row:
@@ -46,9 +45,9 @@ def _first(found: Mapping[str, object], field: str) -> str:
 
 def _by_ffmpeg(path: Path) -> dict[str, str]:
     """Tags of any container; those of Ogg are its audio stream's."""
-    only = {"format_whitelist": _CONTAINERS}
+    options = {"format_whitelist": FORMATS}
     try:
-        with av.open(f"file:{path}", container_options=only, metadata_errors="surrogateescape") as file:
+        with av.open(f"file:{path}", container_options=options, metadata_errors="surrogateescape") as file:
             found = [item for part in (*file.streams.audio[:1], file) for item in part.metadata.items()]
     except (av.FFmpegError, ValueError):
         return {}

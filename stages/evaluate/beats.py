@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.audio.walk import is_hidden
 from stages.beats.annotations import FORMATS, SUFFIXES, read_beats
 from stages.errors import DataError
 from stages.progress import Progress, silent
@@ -110,7 +111,7 @@ def _by_name(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         below = path.relative_to(folder)
-        if path.suffix.lower() in SUFFIXES and not any(part[0] == "." for part in below.parts):
+        if path.suffix.lower() in SUFFIXES and not any(map(is_hidden, below.parts)):
             name = below.with_suffix("").as_posix()
             if name in files:
                 raise DataError(f"{files[name]} and {path} are both beats of {name}.", "Keep one of them.")

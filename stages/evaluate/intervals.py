@@ -43,13 +43,9 @@ def distance_figure(value: float, replicates: Sequence[float], n: int, trials: i
 
 
 def ratio_figure(
-    above: float,
-    below: float,
-    draws_above: Sequence[float],
-    draws_below: Sequence[float],
-    n: int,
+    above: float, below: float, draws_above: Sequence[float], draws_below: Sequence[float], n: int,
     trials: int | None = None,
-) -> dict[str, Any] | None:
+) -> dict[str, Any] | None:  # fmt: skip
     """above / below, times and over exp of 1.96 bootstrap standard errors of its logarithm.
 
     The draws belong together one by one. None when a distance is nothing.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from stages.errors import DataError
 from stages.evaluate.intervals import holm, mean_figure
+from stages.tabular import csv_text
 
 SCALES = ("quality", "relevance", "musicality")  # in the order of the paper's table 2
 LOWEST, HIGHEST = 1, 5
@@ -135,16 +136,10 @@ def table(result: dict[str, Any]) -> dict[str, str]:
 
 
 def _csv(means: dict[str, Any], models: list[str]) -> str:
-    import csv
-    import io
-
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", *(f"{s}{suffix}" for s in SCALES for suffix in ("", "_low", "_high", "_n"))])
-    for model in models:
-        figures = [means[s].get(model, {}) for s in SCALES]
-        writer.writerow([model, *(f.get(k) for f in figures for k in ("value", "low", "high", "n"))])
-    return text.getvalue()
+    header = ["model", *(f"{s}{suffix}" for s in SCALES for suffix in ("", "_low", "_high", "_n"))]
+    figures = {model: [means[s].get(model, {}) for s in SCALES] for model in models}
+    keys = ("value", "low", "high", "n")
+    return csv_text(header, [[model, *(f.get(k) for f in found for k in keys)] for model, found in figures.items()])
 
 
 def _markdown(name: str) -> str:

@@ -9,12 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
 from stages.errors import ModelError
-from stages.pretrained import fetch, network_of, refuse_code
+from stages.pretrained import fetch, must_fit, network_of, refuse_code
 from stages.store import read_config, sha256
 from stages.tensors import read_tensors
 
@@ -57,16 +56,13 @@ def load_mert(source: str) -> Mert:
     if weights is None:
         raise ModelError(f"{source} holds no {' or '.join(WEIGHT_FILES)}.", _SAME)
     tensors, rate = read_tensors(weights, _SAME), _sample_rate(folder / "preprocessor_config.json")
-    try:
+    with must_fit(f"{source} does not fit transformers' HuBERT", _SAME):
         known = HubertConfig(**usual)
         if known.num_hidden_layers > len(tensors):
             raise ValueError(f"its config has {known.num_hidden_layers} layers, its file {len(tensors)} tensors")
         model, lost = network_of(HubertModel, known, tensors)
-    except (TypeError, ValueError, AttributeError, RuntimeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{source} does not fit transformers' HuBERT: {reason}.", _SAME) from error
-    if lost:
-        raise ModelError(f"{source} does not fit transformers' HuBERT: {len(lost)} tensors, first {lost[0]}.", _SAME)
+        if lost:
+            raise ValueError(f"{len(lost)} tensors, first {lost[0]}")
     digest = hashlib.sha256(f"{json.dumps(config, sort_keys=True)}{sha256(weights)}".encode()).hexdigest()[:12]
     return Mert(model.eval().requires_grad_(False), rate, digest)
 

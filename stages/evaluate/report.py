@@ -53,7 +53,7 @@ def write_report(generated: Path, layout: Layout, params: Params, path: Path, cl
         Path(row["file"]).stem: row for row in (read_manifest(generated) if (generated / MANIFEST).exists() else [])
     }
     files = {file.stem: file for file in folder_files(generated)}
-    nearest = [row for row in _table(layout.metrics / "novelty" / "nearest.csv") if row["set"] == "generated"]
+    nearest = [row for row in read_rows(layout.metrics / "novelty" / "nearest.csv") if row["set"] == "generated"]
     order = list(dict.fromkeys([row["id"] for row in nearest if row["id"] in files] + list(files)))
     half = clips // 2
     chosen = order if len(order) <= clips else order[: clips - half] + (order[-half:] if half else [])
@@ -168,7 +168,7 @@ def _violins(layout: Layout) -> list[dict[str, str]]:
     )  # fmt: skip
     figures = []
     for file, label, names in wanted:
-        rows = _table(layout.metrics / file)
+        rows = read_rows(layout.metrics / file)
         sets = {shown: [float(r["similarity"]) for r in rows if r["set"] == key] for key, shown in names.items()}
         sets = {shown: values for shown, values in sets.items() if values}
         if sets:
@@ -176,7 +176,8 @@ def _violins(layout: Layout) -> list[dict[str, str]]:
     return figures
 
 
-def _table(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV that an evaluation wrote; none where it was not run."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:

@@ -10,7 +10,6 @@ import numpy as np
 from stages import tabular
 from stages.audio.io import SUFFIXES
 from stages.clap.model import Clap
-from stages.data.manifest import csv_text
 from stages.data.shards import ShardReader
 from stages.errors import DataError
 from stages.evaluate import novelty as novelty_
@@ -262,4 +261,4 @@ def _texts(clap: Clap, captions: dict[str, str]) -> relevance_.Texts:
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_text(path, csv_text(list(rows[0]), rows))
+    write_text(path, tabular.csv_text(list(rows[0]), rows))

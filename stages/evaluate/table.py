@@ -4,8 +4,6 @@ A run is a folder with quality/, relevance/ and novelty/ as the evaluations leav
 `<variant>-<seed>`, where a name that does not end in a number is a variant of one run.
 """
 
-import csv
-import io
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -18,11 +16,12 @@ from scipy.stats import wilcoxon
 
 from stages.errors import DataError
 from stages.evaluate.intervals import holm
-from stages.evaluate.report import PAPER_QUALITY, PAPER_SIMILARITY
+from stages.evaluate.report import PAPER_QUALITY, PAPER_SIMILARITY, read_rows
 from stages.evaluate.run import METRICS
 from stages.evaluate.wording import DOWN, UP, legend, plus_minus, sample, shown, title
 from stages.generate.plots import violin_png
 from stages.store import atomic_folder, read_json
+from stages.tabular import csv_text
 
 COLUMNS = {
     "table1": tuple(("quality", key) for key in ("fd", "kid", "is_softmax", "kl_softmax", "kl_sigmoid")),
@@ -31,6 +30,7 @@ COLUMNS = {
         *(("novelty", key) for key in ("sim_aa@0.9", "sim_aa@0.95", "sim_mel@0.9")),
     ),
 }
+TEST_COLUMNS = ("measure", "first", "second", "n", "mean_difference", "p", "p_holm")
 PAPER = {"table1": PAPER_QUALITY, "table2": PAPER_SIMILARITY}
 THEIRS = "the paper's own figures: other data, other networks, another test set; not comparable with ours"
 PAIRED = (("relevance/prompts.csv", "text-audio similarity"), ("novelty/nearest.csv", "similarity to training music"))
@@ -87,7 +87,7 @@ def write_tables(folder: Path, out: Path) -> dict[str, Any]:
             (temporary / f"{name}.md").write_text(_markdown(header, rows + reference, PAPER[name], notes), "utf-8")
             (temporary / f"{name}.csv").write_text(_csv(header, rows + reference, PAPER[name]), "utf-8")
             (temporary / f"{name}.tex").write_text(_latex(header, rows + reference, PAPER[name]), "utf-8")
-        (temporary / "significance.csv").write_text(_table_csv(tests), "utf-8")
+        (temporary / "significance.csv").write_text(csv_text(TEST_COLUMNS, tests), "utf-8")
         for number, (file, label) in enumerate(PAIRED):
             sets = {v: [x for run in group for x in scores(run, file).values()] for v, group in variants.items()}
             sets = {name: values for name, values in sets.items() if values}
@@ -98,14 +98,10 @@ def write_tables(folder: Path, out: Path) -> dict[str, Any]:
 
 def scores(run: Run, file: str) -> dict[str, float]:
     """Similarity of each generated clip, by clip; of several windows the mean for text, the largest for novelty."""
-    path = run.folder / file
-    if not path.exists():
-        return {}
     grouped: dict[str, list[float]] = defaultdict(list)
-    with path.open(encoding="utf-8", newline="") as table:
-        for row in csv.DictReader(table):
-            if row["set"] == "generated":
-                grouped[row["id"]].append(float(row["similarity"]))
+    for row in read_rows(run.folder / file):
+        if row["set"] == "generated":
+            grouped[row["id"]].append(float(row["similarity"]))
     return {name: max(values) if "nearest" in file else float(np.mean(values)) for name, values in grouped.items()}
 
 
@@ -199,13 +195,9 @@ def _markdown(header: Row, rows: list[Row], paper: tuple[tuple[Any, ...], ...], 
 
 def _csv(header: Row, rows: list[Row], paper: tuple[tuple[Any, ...], ...]) -> str:
     head, body = _theirs(paper)
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["source", *(name.rstrip(f" {UP}{DOWN}") for name in header)])
-    writer.writerows(["ours", *row] for row in rows)
-    writer.writerow([f"paper ({THEIRS})", *head])
-    writer.writerows(["paper", *row] for row in body)
-    return buffer.getvalue()
+    names = ["source", *(name.rstrip(f" {UP}{DOWN}") for name in header)]
+    ours, theirs = ([[source, *row] for row in part] for source, part in (("ours", rows), ("paper", body)))
+    return csv_text(names, [*ours, [f"paper ({THEIRS})", *head], *theirs])
 
 
 def _latex(header: Row, rows: list[Row], paper: tuple[tuple[Any, ...], ...]) -> str:
@@ -223,13 +215,3 @@ def _tex(cell: str) -> str:
     for sign, command in (("±", "pm"), (UP, "uparrow"), (DOWN, "downarrow")):
         escaped = escaped.replace(sign, rf"$\{command}$")
     return escaped
-
-
-def _table_csv(rows: list[dict[str, Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(
-        buffer, ["measure", "first", "second", "n", "mean_difference", "p", "p_holm"], lineterminator="\n"
-    )
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()

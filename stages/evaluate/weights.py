@@ -1,13 +1,10 @@
-"""Public checkpoints of networks that measure, from a file or a hub."""
+"""Weights files of the evaluation networks, local or from a hub."""
 
 import re
 from pathlib import Path
 
 from stages.errors import ModelError
 from stages.store import sha256
-from stages.tensors import read_tensors as read_state
-
-__all__ = ["fetch_weights", "file_digest", "read_state"]
 
 _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+):(.+)")
 

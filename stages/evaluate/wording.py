@@ -1,4 +1,4 @@
-"""How figures are shown: as many decimals as their interval bears out, which way is better, and what they mean."""
+"""Evaluation figures as text: significant digits by their interval, which way is better, and what they mean."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -57,8 +57,8 @@ def _base(key: str) -> str | None:
 
 
 def shown(figure: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Value, low and high, to as many digits of half the interval's width as it can be trusted to, two, or one of few
-    cases; where it has no width, to three digits of the value."""
+    """Value, low and high, to two digits of half the interval's width, or one where few cases make it uncertain; with
+    no width, to three digits of the value."""
     half, digits = (figure["high"] - figure["low"]) / 2, 2 if figure.get("trials", figure["n"]) >= MANY else 1
     value, low, high = (_rounded(figure[key], half, digits) for key in ("value", "low", "high"))
     return value, low, high

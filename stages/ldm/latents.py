@@ -38,7 +38,6 @@ WINDOWS = "windows.npy"  # of all parts, to be read at once
 SPLITS = ("train", "valid")  # nobody may train on the test split, by mixing neither
 AGAIN = "Make the latents again: musicldm prep latents"
 PART = re.compile(r"latents-\d{5,}\.h5")
-ITEMS = {"mean": "f2", "logvar": "f2", "audio": "f4", "text": "f4"}
 
 # One clip: its track (position in the index of shards), its first sample (a WAV holds fewer than 2**31), and whether
 # that is on the grid, on a downbeat, or both. Ten bytes, since there are millions.
@@ -59,6 +58,12 @@ def choose_windows(track: int, info: TrackInfo, downbeats: NDArray[np.float64], 
     both = np.union1d(grid, beats)
     columns = np.full(len(both), track), both, np.isin(both, grid), np.isin(both, beats)
     return np.rec.fromarrays(columns, dtype=WINDOW)
+
+
+def _items(latent_shape: Sequence[int], width: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of what a part holds for each window."""
+    latent, vector = (tuple(latent_shape), "f2"), ((width,), "f4")
+    return {"mean": latent, "logvar": latent, "audio": vector, "text": vector}
 
 
 def joined(windows: Sequence[NDArray[Any]]) -> Windows:
@@ -152,10 +157,7 @@ def _write_part(
     ])  # fmt: skip
     shape, width, size = encoder.latent_shape, encoder.width, params.latents.batch_size
     with atomic_file(path) as temporary, new_hdf5(temporary) as file:
-        layout: dict[str, tuple[tuple[int, ...], str]] = {
-            "mean": (shape, "f2"), "logvar": (shape, "f2"), "audio": ((width,), "f4"), "text": ((width,), "f4"),
-        }  # fmt: skip
-        for name, (item, dtype) in layout.items():
+        for name, (item, dtype) in _items(shape, width).items():
             chunks = (1, *item) if len(windows) else None
             file.create_dataset(name, (len(windows), *item), dtype, chunks=chunks, fletcher32=len(windows) > 0)
         own = windows.copy()
@@ -253,9 +255,8 @@ class LatentReader:
 
     def _opened(self, part: dict[str, Any]) -> dict[str, h5py.Dataset]:
         file = open_keyed(self.folder / part["file"], part["key"])
-        latent, vector = self.index["latent_shape"], [self.index["condition_dim"]]
-        shapes = {"mean": latent, "logvar": latent, "audio": vector, "text": vector}
-        return {name: dataset(file, name, dtype, (part["windows"], *shapes[name])) for name, dtype in ITEMS.items()}
+        items = _items(self.index["latent_shape"], self.index["condition_dim"])
+        return {name: dataset(file, name, dtype, (part["windows"], *item)) for name, (item, dtype) in items.items()}
 
     @contextmanager
     def _reading(self, path: Path) -> Iterator[None]:

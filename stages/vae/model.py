@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -85,14 +86,20 @@ def load_vae(folder: Path) -> Vae:
     """The VAE of a `vae` or `ldm` model folder, in eval mode. Raises ModelError when it is not whole."""
     params = model_params(folder)
     path = folder / FOLDER / "config.json"
-    scale = model_config(path, REMEDY, "AutoencoderKL").get("scaling_factor")
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
-        raise ModelError(f"{path} has a scaling_factor of {scale!r:.50}.", REMEDY)
+    scale = scaling_factor(model_config(path, REMEDY, "AutoencoderKL"), path, REMEDY)
     with torch.device("meta"):  # see load_weights
         network = build(params)
-    network.register_to_config(scaling_factor=float(scale))
+    network.register_to_config(scaling_factor=scale)
     read_weights(network, folder)
     return Vae(network, params).eval()
+
+
+def scaling_factor(config: dict[str, Any], path: Path, remedy: str) -> float:
+    """What a VAE's config multiplies latents by. Raises ModelError unless it is a finite number above 0."""
+    found = config.get("scaling_factor")
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < math.inf:
+        raise ModelError(f"{path} has a scaling_factor of {found!r:.50}.", remedy)
+    return float(found)
 
 
 def read_weights(network: AutoencoderKL, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""HTTP as uvicorn speaks it, but for connections that open and then say nothing, or half a request."""
+"""uvicorn's HTTP protocol with a deadline for a request's head, against connections that stay silent."""
 
 import asyncio
 from asyncio import TimerHandle

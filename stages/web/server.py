@@ -49,20 +49,15 @@ def serve(app: Any, host: str, port: int, log: Path, ready: Callable[[str], None
 
 
 def server_config(app: Any) -> Any:
-    """uvicorn's settings for `app`: it gives up whom it waits for in vain."""
+    """uvicorn's settings for `app`, with a deadline for every wait on a client."""
     import uvicorn
 
     from stages.web.protocol import ImpatientProtocol
 
     return uvicorn.Config(
-        app,
-        http=ImpatientProtocol,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=30,
+        app, http=ImpatientProtocol, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30,
         timeout_graceful_shutdown=3,
-    )
+    )  # fmt: skip
 
 
 def _bind(host: str, port: int) -> Any:

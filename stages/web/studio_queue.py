@@ -250,12 +250,9 @@ def _read_near(folder: Path, clip: str) -> list[dict[str, Any]] | None:
 
 
 def _job(
-    owner: str,
-    given: dict[str, Any],
-    upload: Upload | None,
-    models: dict[str, Path],
+    owner: str, given: dict[str, Any], upload: Upload | None, models: dict[str, Path],
     intervals: Mapping[str, tuple[float, float]],
-) -> Job:
+) -> Job:  # fmt: skip
     model, sampler = text_field(given, "model"), text_field(given, "sampler")
     if model not in models:
         raise Refused(422, "There is no such model here.")

@@ -1,7 +1,5 @@
 """The answers of a listening test in one SQLite file (WAL): what was acknowledged is on the disk."""
 
-import csv
-import io
 import json
 import secrets
 import sqlite3
@@ -15,6 +13,7 @@ from typing import Any
 
 from stages.errors import DataError
 from stages.evaluate.listening import HIGHEST, LOWEST, SCALES, Rating
+from stages.tabular import csv_text
 from stages.web.refused import Refused
 from stages.web.survey_clips import Prepared, Source
 from stages.web.survey_plan import plan
@@ -295,9 +294,8 @@ def open_existing(folder: Path) -> SurveyStore:
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     """`SurveyStore.answers` as a table with a header. A cell that a spreadsheet would run is quoted by a '."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ANSWER_KEYS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"'{v}" if isinstance(v, str) and v[:1] in "=+-@" and v else v for k, v in row.items()})
-    return text.getvalue()
+    return csv_text(ANSWER_KEYS, [{key: _inert(value) for key, value in row.items()} for row in rows])
+
+
+def _inert(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from huggingface_hub import ModelCardData
-from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.repocard import metadata_load
 from transformers import ClapConfig, ClapModel, SpeechT5HifiGanConfig
 from yaml import YAMLError
@@ -23,9 +22,10 @@ from stages.ldm.folder import COMPONENTS
 from stages.ldm.lora import FEW_STEPS
 from stages.ldm.model import UNET, LatentDiffusion, build_unet, read_null
 from stages.params import Params
-from stages.pretrained import model_config, read_weights
+from stages.pretrained import model_config, must_fit, read_weights
 from stages.store import CARD, model_card, model_params
 from stages.vae.model import build as build_vae
+from stages.vae.model import scaling_factor
 from stages.vocoder.model import build_hifigan
 from stages.weights.folders import Parts, load_tokenizer, save_pipeline_of, set_epsilon
 from stages.weights.ledger import Ledger
@@ -84,7 +84,7 @@ def import_diffusers(
         variant = _fill(network, source / name)
         if variant is not None:
             remark(f"{source / name} has weights of the variant {variant} only; they were taken.")
-    vae.register_to_config(scaling_factor=_scaling_factor(configs["vae"], source))
+    vae.register_to_config(scaling_factor=scaling_factor(configs["vae"], source / "vae/config.json", REMEDY))
     clap = Clap(params, model.eval(), load_tokenizer(str(source / TOKENIZER), params))
     null = source / "null_condition.safetensors"
     with torch.no_grad():
@@ -113,25 +113,12 @@ def _check_index(source: Path) -> None:
 
 def _configs(source: Path) -> dict[str, dict[str, Any]]:
     """The configs that decide what the networks compute, by folder. Raises ModelError."""
-    files = {
-        UNET: "config",
-        "vae": "config",
-        "vocoder": "config",
-        TEXT_ENCODER: "config",
-        "feature_extractor": "preprocessor_config",
-        "scheduler": "scheduler_config",
-    }
+    files = dict.fromkeys((UNET, "vae", "vocoder", TEXT_ENCODER), "config")
+    files |= {"feature_extractor": "preprocessor_config", "scheduler": "scheduler_config"}
     classes = {UNET: "UNet2DConditionModel", "vae": "AutoencoderKL"}
     return {
         name: model_config(source / name / f"{file}.json", REMEDY, classes.get(name)) for name, file in files.items()
     }
-
-
-def _scaling_factor(vae: dict[str, Any], source: Path) -> float:
-    found = vae.get("scaling_factor")
-    if not isinstance(found, int | float):
-        raise ModelError(f"{source / 'vae/config.json'} has a scaling_factor of {found!r:.50}, not a number.", REMEDY)
-    return float(found)
 
 
 def export_diffusers(model: Path, out: Path) -> None:
@@ -261,11 +248,9 @@ def _same_configs(params: Params, configs: dict[str, dict[str, Any]], source: Pa
         {name: each.default for name, each in signature(kind.__init__).parameters.items()} | configs[folder]
         for kind, folder in ((UNet2DConditionModel, UNET), (AutoencoderKL, "vae"))
     )
-    try:
+    with must_fit(f"A config in {source} mistypes a value", REMEDY):
         their_clap = ClapConfig(**configs[TEXT_ENCODER])
         their_vocoder = SpeechT5HifiGanConfig(**configs["vocoder"])
-    except (TypeError, ValueError, AttributeError, StrictDataclassError) as error:
-        raise ModelError(f"A config in {source} mistypes a value: {' '.join(str(error).split())}.", REMEDY) from error
     pairs = (
         (UNET, unet.config, their_unet, unet.config.keys() - UNET_FREE),
         ("vae", vae.config, their_vae, vae.config.keys() - VAE_FREE),

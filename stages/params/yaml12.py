@@ -1,4 +1,4 @@
-"""YAML 1.2 as people write it in params.yaml, read within bounds: a few bytes of YAML can stand for gigabytes."""
+"""YAML 1.2 for params.yaml, with bounds on size and depth: a few bytes of YAML can expand to gigabytes."""
 
 import re
 from typing import Any

@@ -1,17 +1,13 @@
-"""Combinations of valid parameters that cannot work, each found before any work starts."""
-
-from __future__ import annotations
+"""Combinations of valid parameters that cannot work, rejected before any work starts."""
 
 import math
 from collections.abc import Iterator
 from itertools import chain
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from stages.params import Params
+from stages.params.sections import Params
 
 Check = tuple[bool, str, str]
-"""Whether it is well, the key that is wrong otherwise, and what is wrong with it."""
+"""Whether the check holds, the key to blame if not, and what is wrong with it."""
 
 TRAININGS = ("beats", "clap", "vae", "vocoder", "ldm", "few_steps")  # sections with a `train`
 BEAT_HEADS = 8  # of the Beat Transformer's attention
@@ -28,8 +24,8 @@ LARGEST_STFT = 2048  # of vocoder.stft_weight's loss
 
 def impossible(p: Params) -> list[tuple[str, str]]:
     """(key path, what is wrong) of each combination in `p` that some command could not work with."""
-    rooms = (_audio, _beats, _clap, _vae, _vocoder, _ldm, _sampling, _trainings)
-    checks = chain.from_iterable(room(p) for room in rooms)
+    sections = (_audio, _beats, _clap, _vae, _vocoder, _ldm, _sampling, _trainings)
+    checks = chain.from_iterable(section(p) for section in sections)
     return list(dict.fromkeys((key, what) for ok, key, what in checks if not ok))
 
 
@@ -41,12 +37,8 @@ def _audio(p: Params) -> Iterator[Check]:
     yield hop < window, "mel.hop_length", f"{hop} is not shorter than win_length {window}"
     yield window <= n_fft, "mel.win_length", f"{window} is longer than n_fft {n_fft}"
     yield n_fft < 2 * samples, "mel.n_fft", f"{n_fft} is more than twice the clip's {samples} samples"
-    highest = p.audio.sample_rate / 2
-    yield (
-        p.mel.f_min < p.mel.f_max <= highest,
-        "mel.f_max",
-        (f"{p.mel.f_max} Hz must lie above f_min and at most at half the sample rate"),
-    )
+    f_min, f_max, highest = p.mel.f_min, p.mel.f_max, p.audio.sample_rate / 2
+    yield f_min < f_max <= highest, "mel.f_max", f"{f_max} Hz must lie above f_min and at most at half the sample rate"
     shares = p.manifest.valid_share + p.manifest.test_share
     yield shares < 1, "manifest.test_share", "leaves nothing to train on"
 
@@ -64,11 +56,8 @@ def _beats(p: Params) -> Iterator[Check]:
 
 def _clap(p: Params) -> Iterator[Check]:
     clap, audio, text = p.clap, p.clap.audio, p.clap.text
-    yield (
-        clap.f_min < clap.f_max <= clap.sample_rate / 2,
-        "clap.f_max",
-        (f"{clap.f_max} Hz must lie above f_min and at most at half of clap.sample_rate"),
-    )
+    band = clap.f_min < clap.f_max <= clap.sample_rate / 2
+    yield band, "clap.f_max", f"{clap.f_max} Hz must lie above f_min and at most at half of clap.sample_rate"
     samples = clap.window_samples
     yield clap.n_fft > 1, "clap.n_fft", f"{clap.n_fft} is no spectrum"
     yield clap.n_mels >= LEAST_MELS, "clap.n_mels", f"{clap.n_mels} is below {LEAST_MELS}"
@@ -84,34 +73,22 @@ def _clap(p: Params) -> Iterator[Check]:
     yield text.hidden_size % text.heads == 0, "clap.text.heads", "does not divide hidden_size"
     enough = text.vocab_size >= LEAST_VOCABULARY
     yield enough, "clap.text.vocab_size", f"{text.vocab_size} is below {LEAST_VOCABULARY}"
-    yield (
-        LEAST_TOKENS <= text.max_tokens <= TEXT_POSITIONS,
-        "clap.text.max_tokens",
-        (f"{text.max_tokens} is not between {LEAST_TOKENS} and {TEXT_POSITIONS}"),
-    )
+    fits = LEAST_TOKENS <= text.max_tokens <= TEXT_POSITIONS
+    yield fits, "clap.text.max_tokens", f"{text.max_tokens} is not between {LEAST_TOKENS} and {TEXT_POSITIONS}"
 
 
 def _vae(p: Params) -> Iterator[Check]:
     vae, factor, blocks = p.vae, p.vae.downsampling, len(p.vae.block_out_channels)
     for size, axis in ((p.clip_frames, "frames"), (p.mel.n_mels, "mel bins")):
-        yield (
-            size % factor == 0,
-            "vae.block_out_channels",
-            (f"{blocks} blocks divide by {factor}, which does not divide {size} {axis}"),
-        )
+        what = f"{blocks} blocks divide by {factor}, which does not divide {size} {axis}"
+        yield size % factor == 0, "vae.block_out_channels", what
     frames = vae.segment_frames or p.clip_frames
-    yield (
-        frames % factor == 0 and frames <= p.clip_frames,
-        "vae.segment_frames",
-        (f"{frames} must be a multiple of {factor} and at most the clip's {p.clip_frames} frames"),
-    )
+    what = f"{frames} must be a multiple of {factor} and at most the clip's {p.clip_frames} frames"
+    yield frames % factor == 0 and frames <= p.clip_frames, "vae.segment_frames", what
     yield from _groups("vae.norm_num_groups", vae.norm_num_groups, vae.block_out_channels)
     judged = min(frames, p.mel.n_mels) >> vae.discriminator_layers  # halved by each; the last two need three
-    yield (
-        judged >= 3 or vae.adversarial_start >= vae.train.steps,
-        "vae.discriminator_layers",
-        (f"{vae.discriminator_layers} leave nothing of {frames} frames and {p.mel.n_mels} mel bins"),
-    )
+    what = f"{vae.discriminator_layers} leave nothing of {frames} frames and {p.mel.n_mels} mel bins"
+    yield judged >= 3 or vae.adversarial_start >= vae.train.steps, "vae.discriminator_layers", what
 
 
 def _groups(key: str, groups: int, widths: list[int]) -> Iterator[Check]:
@@ -146,11 +123,8 @@ def _ldm(p: Params) -> Iterator[Check]:
     ldm, widths = p.ldm, p.ldm.block_out_channels
     factor, blocks = 2 ** (len(widths) - 1), len(widths)
     for size, axis in zip(p.latent_shape[1:], ("frames", "mel bins"), strict=True):
-        yield (
-            size >= factor and size % factor == 0,
-            "ldm.block_out_channels",
-            (f"{blocks} blocks divide by {factor}, which does not divide the latent's {size} {axis}"),
-        )
+        what = f"{blocks} blocks divide by {factor}, which does not divide the latent's {size} {axis}"
+        yield size >= factor and size % factor == 0, "ldm.block_out_channels", what
     yield len(ldm.attention) == blocks, "ldm.attention", f"needs {blocks} values, one for each block"
     yield ldm.heads is None or len(ldm.heads) == blocks, "ldm.heads", f"needs {blocks} values, one for each block"
     for width, attends, heads in zip(widths, ldm.attention, ldm.attention_heads, strict=False):
@@ -169,15 +143,12 @@ def _ldm(p: Params) -> Iterator[Check]:
 
 def _sampling(p: Params) -> Iterator[Check]:
     total, few = p.ldm.diffusion_steps, p.few_steps
-    yield (
-        few.steps * few.substeps < total,
-        "few_steps.steps",
-        (f"{few.steps} of {few.substeps} substeps are no fewer than ldm.diffusion_steps {total}"),
-    )
+    what = f"{few.steps} of {few.substeps} substeps are no fewer than ldm.diffusion_steps {total}"
+    yield few.steps * few.substeps < total, "few_steps.steps", what
     steps = p.generate.steps
     yield steps <= total, "generate.steps", f"{steps} is more than ldm.diffusion_steps {total}"
     for name, interval in (("few_steps", few.guidance_interval), ("generate", p.generate.guidance_interval)):
-        yield interval[0] < interval[1], f"{name}.guidance_interval", (f"{interval} is not two shares, the lower first")
+        yield interval[0] < interval[1], f"{name}.guidance_interval", f"{interval} is not two shares, the lower first"
 
 
 def _trainings(p: Params) -> Iterator[Check]:
