@@ -182,3 +182,10 @@ def test_a_network_takes_its_own_names_shapes_and_kinds_only(changed, said):
         other = nn.Sequential(nn.Linear(8, 8))
     fit(other, before, "x.pt", assign=True)
     assert same(other.state_dict(), before)
+
+
+def test_two_numbers_in_a_byte_are_no_plain_tensor(tmp_path):
+    head = json.dumps({"a": {"dtype": "F4", "shape": [16], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "f4.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + bytes(8))
+    with pytest.raises(ModelError, match="does not hold a table of tensors"):
+        read_tensors(tmp_path / "f4.safetensors")
