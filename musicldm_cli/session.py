@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # pydantic costs 0.2 s, which --help need not pay
     from stages.params import Params
 
 DEFAULT_PARAMS = Path("params.yaml")
-DEFAULT_PRESET = "small"
 Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; default one each CPU.")]
 Dask = Annotated[
     str | None,
@@ -36,7 +35,7 @@ class Session:
     def params(self, overrides: list[str] | None = None, preset: str | None = None) -> Params:
         """params.yaml (or the file of --params, or a preset by name) with `-S` overrides, checked whole.
 
-        Without any params.yaml here the preset `small` holds.
+        Without any params.yaml here the default preset holds.
         """
         from stages import params
         from stages.project import check_versions
@@ -48,7 +47,8 @@ class Session:
         check_versions()
         if DEFAULT_PARAMS.exists():
             return params.load(DEFAULT_PARAMS, overrides or [])
-        return params.resolve({"preset": DEFAULT_PRESET}, overrides or [], origin=f"preset {DEFAULT_PRESET}")
+        name = params.DEFAULT_PRESET
+        return params.resolve({"preset": name}, overrides or [], origin=f"preset {name}")
 
     def project(self, overrides: list[str] | None = None) -> Project:
         """The parameters as `params` gives them, with where they come from."""

@@ -20,6 +20,7 @@ from stages.yaml12 import MOST_BYTES, MOST_LEVELS, read_yaml, write_yaml
 
 Problem = tuple[str, str]
 """A key path, and what is wrong with it."""
+DEFAULT_PRESET = "small"  # where there is no params.yaml
 SAMPLING = ("sampler", "steps", "guidance", "guidance_interval", "eta", "reuse", "candidates")
 """Keys of `generate` that belong to a model rather than to a run."""
 MOST_TOLD, LONGEST_SHOWN = 20, 60  # mistakes of one file, and characters of a value, in a message

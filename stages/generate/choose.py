@@ -62,7 +62,7 @@ class Project:
 
 def no_project(layout: Layout | None = None) -> Project:
     """For calls that heed no params.yaml."""
-    return Project(Params(), layout or Layout())
+    return Project(parameters.preset(parameters.DEFAULT_PRESET), layout or Layout())
 
 
 @dataclass(frozen=True)
