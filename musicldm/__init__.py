@@ -61,7 +61,7 @@ class Clip:
 
 
 class Pipe:
-    """A text-to-music model. Its networks are loaded at the first clip, and again where a call needs other weights."""
+    """A text-to-music model; its networks are loaded at the first clip, and again where a call needs other weights."""
 
     def __init__(self, model: Model, device: str | None, backend: str, few_steps: bool | Literal["auto"]) -> None:
         self.model, self.device, self.backend, self.few_steps = model, device, backend, few_steps
@@ -72,19 +72,15 @@ class Pipe:
         candidates: int | None = None, steps: int | None = None, guidance: float | None = None,
         sampler: str | None = None,
     ) -> Clip:  # fmt: skip
-        """Make a clip, the one of `candidates` that CLAP likes best; None is as the model's card says.
-
-        The same seed and settings give the same clip. Raises UsageError for what cannot be.
-        """
+        """Make a clip, the one of `candidates` that CLAP likes best; None is as the model's card says. The same seed
+        and settings give the same clip. Raises UsageError for what cannot be."""
         from stages.generate.batch import make_clip
         from stages.generate.choose import Options, choose_clip
         from stages.generate.settings import FEW_STEPS
 
         if sampler is None and self.few_steps != "auto":
             sampler = FEW_STEPS if self.few_steps else self.model.sampling.sampler
-        options = Options(
-            sampler, steps, guidance, candidates=candidates, negative=negative, seed=seed, seconds=seconds
-        )
+        options = Options(sampler, steps, guidance, None, None, None, candidates, negative, seed, seconds)
         settings, chosen = choose_clip(self.model, prompt, options)
         pipeline = self._load(settings.sampler == FEW_STEPS)
         clip, row = make_clip(pipeline, chosen, settings, self.model.sampling.batch_size)
@@ -103,10 +99,8 @@ def load(
     model: FilePath = "shipped", *, device: str | None = None, backend: str = "auto",
     few_steps: bool | Literal["auto"] = "auto",
 ) -> Pipe:  # fmt: skip
-    """The shipped model, that of a folder, or one of the hub ("owner/name", kept below work/models).
-
-    `few_steps` "auto": by its few-step weights, where a call asks for nothing they cannot do. Raises ModelError.
-    """
+    """The shipped model, that of a folder, or one of the hub ("owner/name", kept below work/models). Raises ModelError.
+    `few_steps` "auto": by its weights for few steps, where a call asks for nothing that these cannot do."""
     from stages.generate.settings import check_backend
 
     check_backend(backend)
@@ -140,10 +134,8 @@ def similarity(
     and by spectrogram. The folder `cache` keeps embeddings for the next call. Raises DataError."""
     from stages.evaluate.run import similarity as compare
 
-    found = _find(model)
-    params = found.params.evaluate.model_copy(update={"thresholds": list(thresholds)})
-    params = found.params.model_copy(update={"evaluate": params})
-    return compare(Path(made), Path(training), found.folder, params, None if cache is None else Path(cache))
+    found, kept = _find(model), None if cache is None else Path(cache)
+    return compare(Path(made), Path(training), found.folder, found.params, thresholds, kept)
 
 
 def _find(model: FilePath) -> Model:

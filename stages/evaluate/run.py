@@ -124,19 +124,30 @@ class Similarity:
 
 
 def similarity(
-    generated: Path, training: Path, clap: Path, params: Params, cache: Path | None = None, progress: Progress = silent
+    generated: Path,
+    training: Path,
+    clap: Path,
+    params: Params,
+    thresholds: Sequence[float],
+    cache: Path | None = None,
+    progress: Progress = silent,
 ) -> Similarity:
     """`novelty` without held-out music, of the clips of one folder and the training music of another: audio files, or
     shards. Embeddings are kept in `cache`, where there is one. Raises DataError, ModelError."""
-    files, thresholds = folder_files(generated), params.evaluate.thresholds
+    files = folder_files(generated)
+    evaluate = params.evaluate.model_copy(update={"thresholds": list(thresholds)})
+    params = params.model_copy(update={"evaluate": evaluate})
     with tempfile.TemporaryDirectory(prefix="musicldm-") as folder:
         kept = cache or Path(folder)
         path, _ = index_training(training, clap, params, None, kept, progress=progress)
         listen = Listener(ClapBackbone(clap, params.audio.sample_rate), params, kept, progress)
         sets = {"generated": folder_segments(files, params.audio)}
         figures, rows = _novelty(listen, sets, TrainingIndex(path))
-    shares = ({t: figures["generated"][f"sim_{kind}@{t:g}"]["value"] for t in thresholds} for kind in ("aa", "mel"))
-    return Similarity(*shares, rows, figures)
+
+    def shares(measure: str) -> dict[float, float]:
+        return {t: figures["generated"][f"sim_{measure}@{t:g}"]["value"] for t in thresholds}
+
+    return Similarity(shares("aa"), shares("mel"), rows, figures)
 
 
 def _novelty(
