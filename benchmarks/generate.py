@@ -77,15 +77,11 @@ def random_pipeline(size: str, folder: Path) -> Path:
 
 
 def ours(folder: Path, backend_name: str, cache: Path, few_steps: bool) -> None:
-    from stages.generate.backends import choose_backend, use_backend
-    from stages.generate.memory import shelve
-    from stages.generate.pipeline import Pipeline
+    from stages.generate.backends import load_pipeline
     from stages.generate.prompts import Prompt
     from stages.generate.settings import WHOLE, Settings
 
-    pipeline = Pipeline.load(folder, few_steps=few_steps)
-    backend = choose_backend(backend_name, pipeline, cache)
-    use_backend(pipeline, backend, cache, shelve(pipeline, folder, backend.channels_last))
+    pipeline, backend = load_pipeline(folder, few_steps, backend_name, cache=cache)
     say(name=backend.name, why=backend.why)
 
     def make(job: dict[str, Any]) -> np.ndarray:
@@ -288,21 +284,16 @@ def same_steps(arguments: argparse.Namespace, models: Path, scratch: Path) -> di
 
 def equal_quality(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Seconds of our defaults against the peer's 200 steps, and whether our set is further from real clips."""
-    from stages import params as parameters
     from stages.data.shards import ShardReader
-    from stages.generate.settings import automatic_reuse, few_steps
+    from stages.generate.choose import Options, choose_clip, no_project, open_model
     from stages.layout import Layout
-    from stages.store import model_card
 
     layout = Layout(arguments.trained)
     ShardReader(layout.shards)  # raises before minutes have gone
-    card = model_card(layout.ldm, "ldm")
-    defaults, params = parameters.preset(card["preset"]).generate, parameters.Params.model_validate(card["params"])
-    way = defaults.model_dump(include={"sampler", "steps", "guidance", "guidance_interval"})
-    way["reuse"] = defaults.reuse or automatic_reuse(defaults.steps)
-    count = few_steps(layout.ldm)
-    if count is not None:
-        way = {"sampler": FEW_STEPS, "steps": count, "guidance": 1.0, "reuse": 1}
+    model = open_model(layout.ldm, no_project())
+    settings, prompt = choose_clip(model, PROMPTS[0], Options())
+    way = {"sampler": settings.sampler, "steps": settings.steps, "reuse": settings.reuse, "guidance": prompt.guidance,
+           "guidance_interval": settings.interval}  # fmt: skip
     ways = {"ours": way, "peer": {"sampler": "ddim", "steps": PEER_STEPS}}
     found, about = race(layout.ldm, scratch / "quality", arguments, arguments.quality_clips, ways)
     return {
@@ -310,7 +301,7 @@ def equal_quality(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any
         "equal_quality": {
             **about, "ours": way, "clips": arguments.quality_clips,
             "seconds": {name: raced.median for name, raced in found.items()},
-            "worse_by": worse_by(found["ours"].audio, found["peer"].audio, layout.shards, params.audio),
+            "worse_by": worse_by(found["ours"].audio, found["peer"].audio, layout.shards, model.params.audio),
         },
     }  # fmt: skip
 

@@ -22,7 +22,7 @@ import torch
 from stages.audio.mel import clip_mel
 from stages.evaluate.backbones import MusicnnBackbone
 from stages.evaluate.quality import frechet_distance
-from stages.generate.backends import choose_backend, default_cache, use_backend
+from stages.generate.backends import load_pipeline
 from stages.generate.pipeline import Pipeline
 from stages.generate.prompts import Prompt
 from stages.generate.settings import SAMPLERS, Settings
@@ -86,9 +86,7 @@ def main() -> None:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
-    pipeline = Pipeline.load(options.model)
-    backend = choose_backend(options.backend, pipeline, default_cache())
-    use_backend(pipeline, backend, default_cache())
+    pipeline, backend = load_pipeline(options.model, backend=options.backend)
     judge = Judge(pipeline)
     reference, seconds = make(pipeline, REFERENCE, options.clips)
     print(f"reference: ddim, 200 steps, {options.clips} clips, {seconds:.2f} s each; {backend.name}, "

@@ -13,10 +13,10 @@ from stages.errors import UsageError
 from stages.layout import Layout
 
 if TYPE_CHECKING:  # pydantic costs 0.2 s, which --help need not pay
-    from stages.params import Generate, Params
+    from stages.generate.choose import Project
+    from stages.params import Params
 
 DEFAULT_PARAMS = Path("params.yaml")
-DEFAULT_PRESET = "small"
 Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes; default one each CPU.")]
 Dask = Annotated[
     str | None,
@@ -35,7 +35,7 @@ class Session:
     def params(self, overrides: list[str] | None = None, preset: str | None = None) -> Params:
         """params.yaml (or the file of --params, or a preset by name) with `-S` overrides, checked whole.
 
-        Without any params.yaml here the preset `small` holds.
+        Without any params.yaml here the default preset holds.
         """
         from stages import params
         from stages.project import check_versions
@@ -47,21 +47,15 @@ class Session:
         check_versions()
         if DEFAULT_PARAMS.exists():
             return params.load(DEFAULT_PARAMS, overrides or [])
-        return params.resolve({"preset": DEFAULT_PRESET}, overrides or [], origin=f"preset {DEFAULT_PRESET}")
+        name = params.DEFAULT_PRESET
+        return params.resolve({"preset": name}, overrides or [], origin=f"preset {name}")
 
-    def sampling(self, folder: Path, model: Params, overrides: list[str] | None = None) -> tuple[Generate, set[str]]:
-        """How to sample with the model in `folder`, and which keys of that were said here, not by its own card.
+    def project(self, overrides: list[str] | None = None) -> Project:
+        """The parameters as `params` gives them, with where they come from."""
+        from stages.generate.choose import Project
 
-        To the model trained in this project all of its params.yaml applies, which may have changed since; to another
-        one only what params.yaml changes against its preset, and `-S`.
-        """
-        from stages import params
-
-        here = self.params(overrides)
-        said = params.said_of_sampling(here, overrides or [])
         written = self.params_file is not None or DEFAULT_PARAMS.exists()
-        own = written and folder == self.layout.ldm and model.preset == here.preset
-        return here.generate if own else params.sampling(model, here, said), said
+        return Project(self.params(overrides), self.layout, overrides or [], written)
 
 
 def session(context: typer.Context) -> Session:

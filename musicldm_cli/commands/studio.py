@@ -34,7 +34,7 @@ def studio(
     from stages.web.server import check_installed, serve
 
     check_installed()
-    from stages.store import disk_errors, model_params
+    from stages.store import disk_errors
     from stages.web.studio import studio_app
     from stages.web.studio_queue import StudioQueue, find_models
     from stages.weights.shipped import SHIPPED
@@ -44,12 +44,9 @@ def studio(
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     known = find_models(models or [usual for usual in (found.layout.models, SHIPPED) if usual.is_dir()])
-    trained = {name: model_params(path, "ldm") for name, path in known.items()}
-    sampling = {name: found.sampling(known[name], params, override)[0] for name, params in trained.items()}
-    guided = {name: (chosen.guidance_interval[0], chosen.guidance_interval[1]) for name, chosen in sampling.items()}
-    jobs = StudioQueue(known, folder, found.layout.shards, found.layout.metrics / "cache", guided)
-    first = next(iter(known))  # the form begins with what it likes
-    app = studio_app(jobs, sampling[first], trained[first].audio.clip_seconds, host)
+    jobs = StudioQueue(known, folder, found.layout.shards, found.layout.metrics / "cache", found.project(override))
+    first = next(iter(jobs.opened.values()))  # the form begins with what it likes
+    app = studio_app(jobs, first.sampling, first.params.audio.clip_seconds, host)
     serve(app, host, port, folder / "studio.log", lambda at: found.output.say(f"Studio at {at} (Ctrl-C ends it)."))
     jobs.close()
     found.output.result(f"The clips are in {folder}.", [folder])

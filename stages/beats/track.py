@@ -1,11 +1,12 @@
 """Beat tracking of audio files, many in parallel; what was tracked before is kept."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stages import params
 from stages.audio.walk import find_audio
@@ -18,7 +19,17 @@ from stages.errors import DataError
 from stages.progress import Progress, silent
 from stages.store import read_json, write_json, write_jsonl, write_text
 
-__all__ = ["BEATS", "LICENCES", "Tracked", "track_audio", "track_collection", "track_files"]
+__all__ = [
+    "BEATS",
+    "LICENCES",
+    "Beats",
+    "Tracked",
+    "find_beats",
+    "track_audio",
+    "track_collection",
+    "track_file",
+    "track_files",
+]
 
 CACHE = "tracks"
 SUFFIX = ".beats"
@@ -49,6 +60,30 @@ def track_files(
             yield index, found
     if failed:
         raise _failure([failed[index] for index in sorted(failed)], len(paths))
+
+
+def track_file(path: Path, settings: params.Beats, device: str = "cpu") -> Rhythm:
+    """The rhythm of one file, in this process. Raises what `track_files` does."""
+    found = backends.track(_backend(settings.model_dump_json(), device), path, settings)
+    return Rhythm.measure(path.stem, found.bars.round(4), found.seconds, round(found.salience, 4))
+
+
+@dataclass(frozen=True)
+class Beats:
+    """Beats and downbeats (N,) in seconds, beats a bar, beats a minute, and how far these can be trusted, 0 to 1."""
+
+    beats: NDArray[np.float64]
+    downbeats: NDArray[np.float64]
+    metre: int | None
+    bpm: float | None
+    confidence: float
+
+
+def find_beats(path: Path) -> Beats:
+    """The beats of one file by the default preset's tracker. Raises DataError for a file that is not whole."""
+    found = track_file(path, params.preset(params.DEFAULT_PRESET).beats)
+    times = np.array(found.beats), np.array(found.downbeats)
+    return Beats(*times, found.metre, found.tempo_bpm, found.tempo_confidence)
 
 
 def track_collection(

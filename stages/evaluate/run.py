@@ -1,6 +1,8 @@
 """The evaluations from folders to metrics.json: which files are read, with which network."""
 
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -98,19 +100,67 @@ def novelty(
         assert reader is not None  # noqa: S101  (there is no index only when there are shards)
         training = listen.index(reader)
     training.check(listen.backbone.name, preprocessing(params.audio, listen.backbone))
-    sets = {"generated": _sketched(folder_segments(files, params.audio), params)}
+    sets = {"generated": folder_segments(files, params.audio)}
     if reader is not None and any(track.split == "test" for track in reader.tracks):
-        sets["held_out"] = _sketched(shard_segments(reader, "test", params.audio), params)
-    embedded = {name: listen(segments, name.replace("_", " ")) for name, (segments, _) in sets.items()}
-    heard = {name: novelty_.hear(sketches, training, setting.progress) for name, (_, sketches) in sets.items()}
-    result, rows = novelty_.novelty(
-        embedded["generated"], embedded.get("held_out"), training, params.evaluate, gates, heard
-    )
+        sets["held_out"] = shard_segments(reader, "test", params.audio)
+    result, rows = _novelty(listen, sets, training, gates)
     _write_csv(out / "nearest.csv", rows)
     write_json(out / METRICS, result)
     for gate in gates:
         novelty_.check_gate(result, gate)
     return result
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How near clips are to training music: the share of windows at or above each threshold by CLAP (SIM_AA) and by
+    spectrogram, a row for each window with its nearest training music, and all figures with their intervals."""
+
+    sim_aa: dict[float, float]
+    sim_mel: dict[float, float]
+    nearest: list[dict[str, Any]]
+    figures: dict[str, Any] = field(repr=False)
+
+
+def similarity(
+    generated: Path,
+    training: Path,
+    clap: Path,
+    params: Params,
+    thresholds: Sequence[float],
+    cache: Path | None = None,
+    progress: Progress = silent,
+) -> Similarity:
+    """`novelty` without held-out music, of the clips of one folder and the training music of another: audio files, or
+    shards. Embeddings are kept in `cache`, where there is one. Raises DataError, ModelError."""
+    files = folder_files(generated)
+    evaluate = params.evaluate.model_copy(update={"thresholds": list(thresholds)})
+    params = params.model_copy(update={"evaluate": evaluate})
+    with tempfile.TemporaryDirectory(prefix="musicldm-") as folder:
+        kept = cache or Path(folder)
+        path, _ = index_training(training, clap, params, None, kept, progress=progress)
+        listen = Listener(ClapBackbone(clap, params.audio.sample_rate), params, kept, progress)
+        sets = {"generated": folder_segments(files, params.audio)}
+        figures, rows = _novelty(listen, sets, TrainingIndex(path))
+
+    def shares(measure: str) -> dict[float, float]:
+        return {t: figures["generated"][f"sim_{measure}@{t:g}"]["value"] for t in thresholds}
+
+    return Similarity(shares("aa"), shares("mel"), rows, figures)
+
+
+def _novelty(
+    listen: Listener,
+    sets: dict[str, Iterator[Segment]],
+    training: TrainingIndex,
+    gates: Sequence[novelty_.Gate] = (),
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Figures and rows of the sets `generated` and, where it is there, `held_out`."""
+    params = listen.params
+    sketched = {name: _sketched(segments, params) for name, segments in sets.items()}
+    embedded = {name: listen(segments, name.replace("_", " ")) for name, (segments, _) in sketched.items()}
+    heard = {name: novelty_.hear(sketches, training, listen.progress) for name, (_, sketches) in sketched.items()}
+    return novelty_.novelty(embedded["generated"], embedded.get("held_out"), training, params.evaluate, gates, heard)
 
 
 def index_training(

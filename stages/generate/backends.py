@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from stages.caches import cache_home
 from stages.errors import UsageError
-from stages.generate.memory import Holder, Shelf
+from stages.generate.memory import Holder, Shelf, shelve
 from stages.generate.pipeline import Pipeline
 from stages.generate.reuse import SplitUnet
 from stages.generate.settings import check_backend, is_installed
@@ -50,6 +50,23 @@ class Backend:
 def default_cache() -> Path:
     """Where compiled networks are kept."""
     return cache_home() / "musicldm" / "backends"
+
+
+def load_pipeline(
+    folder: Path,
+    few_steps: bool = False,
+    backend: str = "auto",
+    device: str | torch.device | None = None,
+    cache: Path | None = None,
+) -> tuple[Pipeline, Backend]:
+    """The pipeline of a model folder on the backend that is asked for; a large one's networks take turns in memory.
+
+    Raises what `Pipeline.load` and `choose_backend` do.
+    """
+    pipeline, kept = Pipeline.load(folder, device, few_steps), cache or default_cache()
+    chosen = choose_backend(backend, pipeline, kept)
+    use_backend(pipeline, chosen, kept, shelve(pipeline, folder, chosen.channels_last))
+    return pipeline, chosen
 
 
 def choose_backend(wanted: str, pipeline: Pipeline, cache: Path) -> Backend:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stages.audio import io as audio_io
 from stages.generate.edit import Edit
 from stages.generate.gate import Gate, similarity
-from stages.generate.manifest import output_folder, plan_clips, shared_rows
+from stages.generate.manifest import clip_identity, output_folder, plan_clips, shared_rows
 from stages.generate.pipeline import Clip, Pipeline
 from stages.generate.plots import one_line, save_spectrogram
 from stages.generate.prompts import Prompt
@@ -65,7 +66,7 @@ def generate_files(
             with shared_rows(out) as shared:
                 for clip in clips:
                     row = plan.wanted[clip.prompt.id] | _outcome(clip, taken)
-                    write_clip(out / row["file"], clip, pipeline.params.audio.sample_rate, row)
+                    write_clip(out / row["file"], clip.waveform, pipeline.params.audio.sample_rate, row)
                     if plot:
                         title = f"{clip.prompt.prompt}  (seed {clip.prompt.seed})"
                         save_spectrogram((out / row["file"]).with_suffix(".png"), clip.waveform, pipeline.params, title)
@@ -124,14 +125,25 @@ def also(edit: Edit | None, gate: Gate | None) -> dict[str, Any]:
     return ({} if edit is None else edit.identity()) | ({} if gate is None else gate.identity())
 
 
-def write_clip(path: Path, clip: Clip, sample_rate: int, row: dict[str, Any]) -> None:
-    """Mono audio (16 bits in .wav and .flac) with what it was made from in its comment, as JSON: the manifest's `row`,
-    long prompts cut, without the time it took; equal clips give equal bytes."""
+def make_clip(
+    pipeline: Pipeline, prompt: Prompt, settings: Settings, batch_size: int = 1
+) -> tuple[Clip, dict[str, Any]]:
+    """The best clip of one prompt, and its manifest row as a wav."""
+    started = time.perf_counter()
+    (clip,) = make_clips(pipeline, [prompt], settings, batch_size)
+    outcome = _outcome(clip, time.perf_counter() - started)
+    return clip, clip_identity(prompt, settings, "wav", pipeline.digest) | outcome
+
+
+def write_clip(path: Path, waveform: Tensor, sample_rate: int, row: dict[str, Any]) -> None:
+    """Mono audio of a waveform (L,), 16 bits in .wav and .flac, with what it was made from in its comment, as JSON: the
+    manifest's `row`, long prompts cut, without the time it took; equal clips give equal bytes."""
     shown = {key: value for key, value in row.items() if key not in ("id", "file", "seconds_taken")}
     for key in ("prompt", "negative"):
-        shown[key] = shown[key] and one_line(shown[key], COMMENT_LENGTH)
+        if shown.get(key):
+            shown[key] = one_line(shown[key], COMMENT_LENGTH)
     comment = json.dumps({"made by": "musicldm"} | shown, ensure_ascii=False)
-    audio_io.write(path, clip.waveform.numpy(), sample_rate, comment)
+    audio_io.write(path, waveform.numpy(), sample_rate, comment)
 
 
 def _check(pipeline: Pipeline, prompts: Sequence[Prompt], settings: Settings, edit: Edit | None) -> None:

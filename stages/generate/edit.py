@@ -3,7 +3,9 @@
 Knows no network, so that a mistake is told before one is loaded.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from stages.audio import io as audio_io
 from stages.errors import DataError, UsageError
+from stages.generate.loop import Loop
+from stages.generate.prompts import Prompt, with_tempo
 from stages.generate.settings import LONGEST_SECONDS, check_length
 from stages.params import Params
 
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 
 SILENT_PEAK = 1e-4
 SHORTEST_SPAN_SECONDS = 0.1
+DEFAULT_STRENGTH = 0.5
+LOOP: dict[str, Any] = {"bars": 4, "bpm": 120.0, "metre": 4}
 
 
 class Edit(Protocol):
@@ -219,3 +225,76 @@ def parse_inpaint(text: str) -> tuple[Path, float, float]:
         raise UsageError(
             f"--inpaint {text!r} is not FILE:START:END with START and END in seconds.", "E.g.: song.wav:12.5:15"
         ) from None
+
+
+@dataclass(frozen=True)
+class EditOptions:
+    """At most one edit, with what belongs to it; None is not given.
+
+    Raises UsageError for two edits at once, or for an option without the one it belongs to.
+    """
+
+    init_audio: Path | None = None
+    strength: float | None = None
+    continued: Path | None = None
+    inpaint: str | None = None
+    loop: bool = False
+    bars: int | None = None
+    bpm: float | None = None
+    metre: int | None = None
+
+    def __post_init__(self) -> None:
+        owners = {"strength": "--init-audio", "bars": "--loop", "bpm": "--loop", "metre": "--loop"}
+        for name, owner in owners.items():
+            if getattr(self, name) is not None and self.kind != owner:
+                raise UsageError(f"--{name} belongs to {owner}.")
+
+    @property
+    def kind(self) -> str | None:
+        """The option that was given."""
+        kinds = {
+            "--init-audio": self.init_audio,
+            "--continue": self.continued,
+            "--inpaint": self.inpaint,
+            "--loop": self.loop or None,
+        }
+        given = [name for name, value in kinds.items() if value is not None]
+        if len(given) > 1:
+            raise UsageError(f"{given[0]} and {given[1]} exclude each other.")
+        return given[0] if given else None
+
+    def worded(self, prompt: Prompt) -> Prompt:
+        """The prompt as the model is to read it: with a loop's tempo."""
+        return with_tempo(prompt, self.bpm or LOOP["bpm"]) if self.loop else prompt
+
+    def make(self, params: Params, say: Callable[[str], object]) -> Edit | None:
+        """The edit, for a model of these parameters.
+
+        Raises UsageError for what cannot be, DataError for files that are not whole, silent, or too short.
+        """
+        if self.kind is None:
+            return None
+        edit = self._edit(partial(_read, say, params.audio.sample_rate))
+        edit.check(params)
+        return edit
+
+    def _edit(self, read: Callable[[Path], Sound]) -> Edit:
+        if self.loop:
+            given = {"bars": self.bars, "bpm": self.bpm, "metre": self.metre}
+            return Loop(**LOOP | {name: value for name, value in given.items() if value is not None})
+        if self.init_audio is not None:
+            return Init(read(self.init_audio), DEFAULT_STRENGTH if self.strength is None else self.strength)
+        if self.continued is not None:
+            return Continuation(read(self.continued))
+        path, begin, end = parse_inpaint(str(self.inpaint))
+        return Inpainting(read(path), begin, end)
+
+
+def _read(say: Callable[[str], object], sample_rate: int, path: Path) -> Sound:
+    info = audio_io.probe(path)
+    if (info.sample_rate, info.channels) != (sample_rate, 1):
+        say(
+            f"{path} has {info.channels} channel(s) at {info.sample_rate} Hz; the model hears and makes mono at "
+            f"{sample_rate} Hz."
+        )
+    return read_sound(path, sample_rate)

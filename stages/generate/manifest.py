@@ -6,13 +6,13 @@ Knows no network, so that a run whose clips are all there ends before one is loa
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from stages.audio.suffixes import WRITABLE
+from stages.audio.suffixes import SUFFIXES, WRITABLE
 from stages.errors import DataError, UsageError
 from stages.generate.prompts import Prompt
 from stages.generate.settings import WHOLE, Settings
@@ -22,8 +22,45 @@ MANIFEST = "manifest.jsonl"
 LOCK = ".manifest.lock"
 AGAIN = "Remove that file, and make the clips again: musicldm generate"
 FORMATS = tuple(suffix.removeprefix(".") for suffix in WRITABLE)
+STDOUT = Path("-")
 OUTCOME = frozenset({"clap_score", "candidate", "gain", "seconds_taken", "nearest", "nearest_start_seconds",
                      "similarity", "too_close"})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where clips go: a folder, one file in it, or stdout."""
+
+    folder: Path
+    suffix: str
+    name: str | None = None
+    stdout: bool = False
+
+    def named(self, prompts: list[Prompt]) -> list[Prompt]:
+        """The prompts, the one of a file called after it."""
+        return prompts if self.name is None else [replace(prompts[0], id=self.name)]
+
+
+def choose_target(out: Path | None, suffix: str | None, typed: bool, takes: int, usual: Path) -> Target:
+    """What `--out` and `--format` say together; without either, wav files in `usual`. Raises UsageError."""
+    if out == STDOUT:
+        if suffix not in (None, "wav", "raw"):
+            raise UsageError(f"--format {suffix} cannot be streamed.", "To stdout go wav (the default) and raw.")
+        return Target(Path(), suffix or "wav", stdout=True)
+    if suffix == "raw":
+        raise UsageError("--format raw goes to stdout only.", "Add: --out -")
+    if out is None or os.path.isdir(out) or out.suffix.lower() not in SUFFIXES:  # noqa: PTH112
+        return Target(out or usual, suffix or "wav")
+    kind = out.suffix.lower().removeprefix(".")
+    if out.suffix.lower() not in WRITABLE:
+        raise UsageError(f"--out {out}: {kind} is read, but not written.", f"Written are: {', '.join(WRITABLE)}")
+    if not typed:
+        raise UsageError(f"--out {out} names one file; a file of prompts needs a folder.")
+    if suffix not in (None, kind):
+        raise UsageError(f"--out {out} and --format {suffix} contradict each other.")
+    if takes > 1:
+        raise UsageError(f"--out {out} names one file; --takes {takes} needs a folder.")
+    return Target(out.parent, kind, out.stem)
 
 
 @dataclass(frozen=True)
@@ -47,7 +84,7 @@ def plan_clips(
     if suffix not in FORMATS:
         raise UsageError(f"--format {suffix} is none of {', '.join(FORMATS)}.")
     rows = _rows(out)
-    wanted = {prompt.id: _identity(prompt, settings, suffix, model_digest) | also for prompt in prompts}
+    wanted = {prompt.id: clip_identity(prompt, settings, suffix, model_digest) | also for prompt in prompts}
     todo = [prompt for prompt in prompts if not _done(rows.get(prompt.id), wanted[prompt.id], out, plot)]
     return Plan(rows, wanted, todo)
 
@@ -110,7 +147,8 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _identity(prompt: Prompt, settings: Settings, suffix: str, model_digest: str) -> dict[str, Any]:
+def clip_identity(prompt: Prompt, settings: Settings, suffix: str, model_digest: str) -> dict[str, Any]:
+    """What of prompt, settings and model decides a clip, as its row begins."""
     row: dict[str, Any] = {
         "id": prompt.id, "file": f"{prompt.id}.{suffix}", "prompt": prompt.prompt, "negative": prompt.negative,
         "seed": prompt.seed, "sampler": settings.sampler, "steps": settings.steps, "guidance": prompt.guidance,

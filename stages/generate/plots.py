@@ -1,13 +1,18 @@
-"""Pictures for people: spectrograms (log-mel in dB over seconds and hertz) and distributions."""
+"""Pictures for people: spectrograms (log-mel in dB over seconds and hertz) and distributions; players for notebooks."""
 
+import io
+from base64 import b64encode
+from html import escape
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stages.audio.io import quantise
 from stages.audio.mel import clip_mel
 from stages.figures import new_figure, png, save_png
 from stages.params import Params
@@ -45,11 +50,27 @@ def draw_spectrogram(axes: Axes, waveform: Tensor, params: Params) -> None:
 
 def save_spectrogram(path: Path, waveform: Tensor, params: Params, title: str) -> None:
     """Write a PNG of one clip; `title` is cut to one line."""
+    save_png(path, _spectrogram(waveform, params, title))
+
+
+def player_html(waveform: Tensor, params: Params, title: str) -> str:
+    """A clip (L,) as a player with its spectrogram, for a notebook; nothing in it is fetched."""
+    sound = io.BytesIO()
+    soundfile.write(sound, quantise(waveform.numpy()), params.audio.sample_rate, "PCM_16", format="WAV")
+    data = {"audio/wav": sound.getvalue(), "image/png": png(_spectrogram(waveform, params, title))}
+    player, image = (f"data:{kind};base64,{b64encode(content).decode()}" for kind, content in data.items())
+    return (
+        f'<figure><img src="{image}" alt="Spectrogram of {escape(title, quote=True)}" style="max-width:100%"><br>'
+        f'<audio controls src="{player}"></audio></figure>'
+    )
+
+
+def _spectrogram(waveform: Tensor, params: Params, title: str) -> Any:
     figure = new_figure(9, 3.4)
     axes = figure.subplots()
     draw_spectrogram(axes, waveform, params)
     axes.set_title(one_line(title, 90), fontsize=10, parse_math=False)
-    save_png(path, figure)
+    return figure
 
 
 def one_line(text: str, length: int) -> str:

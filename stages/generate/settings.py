@@ -76,18 +76,6 @@ class Settings:
         return replace(self, sampler=FEW_STEPS, steps=count, interval=WHOLE, eta=0.0, reuse=1)
 
 
-def check_options(
-    *, sampler: str | None, steps: int | None, eta: float | None, candidates: int | None, reuse: int | None,
-    guidance: float | None, guidance_interval: tuple[float, float] | None, avoid: float,
-) -> None:  # fmt: skip
-    """Raises UsageError for options that no model can do, before one is looked for; None is one not given."""
-    if guidance is not None and not 0 <= guidance < float("inf"):
-        raise UsageError(f"--guidance {guidance:g} is no weight from 0 on.")
-    one = {"steps": steps, "candidates": candidates, "reuse": reuse}
-    counts = {name: 1 if count is None else count for name, count in one.items()}
-    Settings(sampler=sampler or DDIM, eta=eta or 0.0, interval=guidance_interval or WHOLE, avoid=avoid, **counts)
-
-
 def automatic_reuse(steps: int) -> int:
     """Every which step computes the inner blocks when nobody says: from 1, every one, to MOST_REUSE."""
     return max(1, min(MOST_REUSE, steps // WHOLE_STEPS))

@@ -20,6 +20,7 @@ from stages.generate.prompts import SEED_LIMIT, Prompt
 from stages.generate.samplers import diffusion, keeping, make_scheduler, normal, sample
 from stages.generate.settings import LONGEST_STREAM_SECONDS, Settings, check_length, check_steps
 from stages.generate.windows import CONTEXT_FRAMES, vocode, window_weights
+from stages.progress import Progress, silent
 
 
 def stream(
@@ -33,6 +34,25 @@ def stream(
     check_length(prompt.seconds, pipeline.params.audio.sample_rate, LONGEST_STREAM_SECONDS)
     check_steps(settings.steps, pipeline.scheduler)
     return _pieces(pipeline, prompt, settings, on_step, pipeline.samples(prompt.seconds))
+
+
+def stream_bytes(
+    pipeline: Pipeline, prompt: Prompt, settings: Settings, suffix: str, progress: Progress = silent
+) -> Iterator[bytes]:
+    """The stream in 16 bits, little-endian: as wav behind its header, or raw."""
+    total = len(pipeline.timesteps(settings)) * count_windows(pipeline, prompt.seconds)
+    done = 0
+
+    def on_step() -> None:
+        nonlocal done
+        done += 1
+        progress("Denoising steps", done, total)
+
+    pieces = stream(pipeline, prompt, settings, on_step)
+    if suffix == "wav":
+        yield wav_header(pipeline.samples(prompt.seconds), pipeline.params.audio.sample_rate)
+    for piece in pieces:
+        yield piece.astype("<i2").tobytes()
 
 
 def count_windows(pipeline: Pipeline, seconds: float) -> int:

@@ -110,7 +110,7 @@ class Mixer:
         seeds = [[self.seed, rank, number] for number in numbers]
         mixes = [self.pairs.draw(seed) for seed in seeds]
         weight = torch.tensor([mix.weight for mix in mixes], dtype=torch.float32, device=device)
-        noise = torch.stack([_noise(seed, self.params.latent_shape) for seed in seeds]).to(device)
+        noise = torch.stack([posterior_noise(seed, self.params.latent_shape) for seed in seeds]).to(device)
         audio = None
         if self.params.ldm.mixup == "blm":
             z = self.mix_latents(mixes, weight, noise)
@@ -126,8 +126,7 @@ class Mixer:
     @torch.no_grad()
     def render(self, z: Tensor) -> Tensor:
         """Scaled latents -> normalised audio (n, clip_samples), by decoder and vocoder."""
-        audio = self.vocoder(self.vae.decode(z / self.vae.scale))[:, : self.params.audio.clip_samples]
-        return normalise_audio(audio, self.params.audio.peak)
+        return render(z, self.vae, self.vocoder, self.params)
 
     def mix_latents(self, mixes: list[Mix], weight: Tensor, noise: Tensor) -> Tensor:
         """weight (n,), posterior noise of both sides (n, 2, C, T / P, F / P) -> y, scaled (n, C, T / P, F / P)."""
@@ -144,7 +143,7 @@ class Mixer:
             torch.from_numpy(np.stack([self.clip(row) for row in rows])).to(weight.device)
             for rows in zip(*((mix.first, mix.second) for mix in mixes), strict=True)
         ]
-        return normalise_audio(torch.lerp(sides[1], sides[0], weight[:, None]), self.params.audio.peak)
+        return mix_clips(sides[0], sides[1], weight, self.params.audio.peak)
 
     def clip(self, row: int) -> np.ndarray:
         window = self.latents.windows[row]
@@ -203,7 +202,19 @@ class Bank:
         return (time.perf_counter() - started) / self.chunk
 
 
-def _noise(seed: list[int], shape: tuple[int, int, int]) -> Tensor:
+@torch.no_grad()
+def render(z: Tensor, vae: Vae, vocoder: Vocoder, params: Params) -> Tensor:
+    """Scaled latents (n, C, T / P, F / P) -> normalised audio (n, clip_samples), by decoder and vocoder."""
+    audio = vocoder(vae.decode(z / vae.scale))[:, : params.audio.clip_samples]
+    return normalise_audio(audio, params.audio.peak)
+
+
+def mix_clips(first: Tensor, second: Tensor, weight: Tensor, peak: float) -> Tensor:
+    """Normalised clips (n, L) of both sides and weight (n,) -> weight * first + (1 - weight) * second, normalised."""
+    return normalise_audio(torch.lerp(second, first, weight[:, None]), peak)
+
+
+def posterior_noise(seed: list[int], shape: tuple[int, int, int]) -> Tensor:
     """Both sides' posterior noise (2, C, T / P, F / P), from the mix's seed."""
     generator = np.random.default_rng([*seed, 2])
     return torch.from_numpy(generator.standard_normal((2, *shape), dtype=np.float32))

@@ -40,6 +40,7 @@ __all__ = [
 
 Problem = tuple[str, str]
 """A key path, and what is wrong with it."""
+DEFAULT_PRESET = "small"  # where there is no params.yaml
 SAMPLING = ("sampler", "steps", "guidance", "guidance_interval", "eta", "reuse", "candidates")
 """Keys of `generate` that belong to a model rather than to a run."""
 MOST_TOLD, LONGEST_SHOWN = 20, 60  # mistakes of one file, and characters of a value, in a message

@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from stages.audio.suffixes import SUFFIXES
-from stages.generate.settings import SAMPLERS
+from stages.generate.settings import FEW_STEPS, SAMPLERS, few_steps
 from stages.params import Generate
 from stages.web.decode import PATIENCE_SECONDS, decode
 from stages.web.http import TEMPLATES, TOO_SLOW, json_body, new_app, text_field
@@ -37,6 +37,7 @@ DECODERS = 2  # processes at once: many slow files must not take the machine, no
 def studio_app(jobs: StudioQueue, defaults: Generate, seconds: float, host: str = "127.0.0.1") -> FastAPI:
     """The application; `seconds` is the length that the form offers first."""
     app = new_app(host, {"/upload": UPLOAD_BYTES})
+    samplers = [*SAMPLERS, *([FEW_STEPS] if any(map(few_steps, jobs.models.values())) else [])]
     uploads: OrderedDict[str, tuple[str, Upload]] = OrderedDict()  # each browser's last one
     decoders = asyncio.Semaphore(DECODERS)
 
@@ -48,7 +49,7 @@ def studio_app(jobs: StudioQueue, defaults: Generate, seconds: float, host: str 
 
     @app.get("/")
     async def page(request: Request) -> Response:
-        values = {"models": list(jobs.models), "samplers": list(SAMPLERS), "defaults": defaults, "seconds": seconds,
+        values = {"models": list(jobs.models), "samplers": samplers, "defaults": defaults, "seconds": seconds,
                   "most_steps": MOST_STEPS, "most_candidates": MOST_CANDIDATES,
                   "megabytes": UPLOAD_BYTES // 10**6, "suffixes": ",".join(SUFFIXES)}  # fmt: skip
         response = TEMPLATES.TemplateResponse(request, "studio.html", values)

@@ -8,10 +8,9 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,13 +20,15 @@ from torch import Tensor
 
 from stages.audio import io as audio_io
 from stages.errors import DataError, ModelError, MusicldmError, UsageError
+from stages.generate.backends import load_pipeline
 from stages.generate.batch import generate_files
+from stages.generate.choose import Model, Options, Project, choose_clip, no_project, open_model
 from stages.generate.edit import Init, make_sound
 from stages.generate.manifest import MANIFEST, read_manifest
 from stages.generate.pipeline import Pipeline
 from stages.generate.plots import save_waveform_and_spectrogram
-from stages.generate.prompts import Defaults, Prompt, typed_prompt
-from stages.generate.settings import SAMPLERS, WHOLE, Settings
+from stages.generate.prompts import Prompt
+from stages.generate.settings import FEW_STEPS, SAMPLERS, Settings
 from stages.progress import Progress
 from stages.store import model_card, model_digest, write_json
 from stages.web.http import number_field, text_field
@@ -81,19 +82,19 @@ class Job:
 class StudioQueue:
     """Makes the clips of `models` (folders by name) below `out`, one at a time, in the order they were asked for.
 
-    Each is guided in its own one of `intervals` of the diffusion's time; without one, throughout.
+    What the form does not ask for is as each model's card and the `project` say.
     """
 
     def __init__(
-        self, models: dict[str, Path], out: Path, shards: Path, cache: Path,
-        intervals: Mapping[str, tuple[float, float]] = MappingProxyType({}),
-    ) -> None:  # fmt: skip
-        self.models, self.out, self.shards, self.cache, self.intervals = models, out, shards, cache, intervals
+        self, models: dict[str, Path], out: Path, shards: Path, cache: Path, project: Project | None = None
+    ) -> None:
+        self.models, self.out, self.shards, self.cache = models, out, shards, cache
+        self.opened = {name: open_model(path, project or no_project()) for name, path in models.items()}
         self._names = {model_digest(path): name for name, path in models.items()}
         self._jobs: dict[str, Job] = {}
         self._line: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._pipeline: tuple[str, Pipeline] | None = None
+        self._pipeline: tuple[tuple[str, bool], Pipeline] | None = None
         self._neighbours: tuple[str, Neighbours] | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -108,7 +109,7 @@ class StudioQueue:
 
     def submit(self, owner: str, given: dict[str, Any], upload: Upload | None) -> Job:
         """Queue a clip. Raises Refused for impossible settings or a full queue."""
-        job = _job(owner, given, upload, self.models, self.intervals)
+        job = _job(owner, given, upload, self.opened)
         with self._lock:
             waiting = [j for j in self._jobs.values() if j.state in ("queued", "running")]
             if len(waiting) >= WAITING_ALL or sum(j.owner == owner for j in waiting) >= WAITING_EACH:
@@ -190,7 +191,7 @@ class StudioQueue:
                 job.label, job.done, job.total = label, done, total
 
         job.label = "Loading the model"
-        pipeline = self._load(job.model)
+        pipeline = self._load(job.model, job.settings.sampler == FEW_STEPS)
         progress("Beginning", 0, 0)
         init = None
         if job.upload is not None:
@@ -218,10 +219,10 @@ class StudioQueue:
         else:
             write_json(folder / f"{job.id}.near.json", near)
 
-    def _load(self, model: str) -> Pipeline:
-        if self._pipeline is None or self._pipeline[0] != model:
+    def _load(self, model: str, few_steps: bool) -> Pipeline:
+        if self._pipeline is None or self._pipeline[0] != (model, few_steps):
             self._pipeline = self._neighbours = None
-            self._pipeline = (model, Pipeline.load(self.models[model]))
+            self._pipeline = (model, few_steps), load_pipeline(self.models[model], few_steps)[0]
         return self._pipeline[1]
 
     def _near(self, model: str, pipeline: Pipeline, progress: Progress) -> Neighbours:
@@ -249,15 +250,12 @@ def _read_near(folder: Path, clip: str) -> list[dict[str, Any]] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _job(
-    owner: str, given: dict[str, Any], upload: Upload | None, models: dict[str, Path],
-    intervals: Mapping[str, tuple[float, float]],
-) -> Job:  # fmt: skip
+def _job(owner: str, given: dict[str, Any], upload: Upload | None, models: dict[str, Model]) -> Job:
     model, sampler = text_field(given, "model"), text_field(given, "sampler")
     if model not in models:
         raise Refused(422, "There is no such model here.")
-    if sampler not in SAMPLERS:
-        raise Refused(422, f"The sampler must be one of {', '.join(SAMPLERS)}.")
+    if sampler not in (*SAMPLERS, FEW_STEPS):
+        raise Refused(422, f"The sampler must be one of {', '.join((*SAMPLERS, FEW_STEPS))}.")
     text = text_field(given, "prompt")
     negative = None if given.get("negative") is None else text_field(given, "negative") or None
     if max(len(text), len(negative or "")) > LONGEST_PROMPT:
@@ -266,11 +264,13 @@ def _job(
     seed = int(number_field(given, "seed", 0, 2**32 - 1, whole=True))
     steps = int(number_field(given, "steps", 1, MOST_STEPS, whole=True))
     candidates = int(number_field(given, "candidates", 1, MOST_CANDIDATES, whole=True))
+    options = Options(sampler, steps, guidance, None, None, None, candidates, negative, seed, seconds)
+    if sampler == FEW_STEPS:  # steps and guidance are in its weights
+        options = replace(options, steps=None, guidance=None)
     try:
-        prompt = typed_prompt(text, Defaults(seed, negative, guidance, seconds))
-    except (UsageError, DataError) as error:
+        settings, prompt = choose_clip(models[model], text, options)
+    except (UsageError, DataError, ModelError) as error:
         raise Refused(422, error.message) from None
     job_id = secrets.token_hex(8)
     strength = number_field(given, "strength", 0, 1) if upload is not None else 1.0
-    settings = Settings(sampler, steps, 0.0, candidates, intervals.get(model, WHOLE))
     return Job(job_id, owner, model, replace(prompt, id=job_id), settings, upload, strength)

@@ -14,8 +14,8 @@ import pytest
 import soundfile
 
 from musicldm_cli import app
-from musicldm_cli.commands import generate as command
 from stages.generate.pipeline import Pipeline
+from stages.generate.run import Made, Run
 from tests import DEMO
 
 SONG = str(DEMO / "flare_battle_theme.ogg")
@@ -35,6 +35,13 @@ def call(toy_models, tmp_path, monkeypatch, capsys):
         return int(caught.value.code or 0), out, err
 
     return run
+
+
+def planned(monkeypatch):
+    """A list that gets every run which would have made clips."""
+    seen = []
+    monkeypatch.setattr(Run, "files", lambda run, *_: seen.append(run) or Made([], [], [], [], 0.0))
+    return seen
 
 
 def test_one_file_by_name_and_edits_of_a_real_song(call, tmp_path):
@@ -157,20 +164,19 @@ def test_mistakes_are_told_before_torch_is_imported(toy_models, tmp_path):
 )
 def test_a_model_samples_as_its_own_card_says_wherever_one_stands(typed, tmp_path, monkeypatch, file, options, sampled):
     """Not as the preset of the folder's params.yaml does; only what that file changes itself is heeded."""
-    seen = []
-    monkeypatch.setattr(command, "_files", lambda *given: seen.append((given[2][0], given[5])))
+    seen = planned(monkeypatch)
     if file is not None:
         (tmp_path / "params.yaml").write_text(file)
     code, _, err = typed(tmp_path, "generate", "calm", "--model", "shipped", "--reuse", "1", *options)
     assert code == 0, err
-    ((prompt, settings),) = seen
-    assert (settings.sampler, settings.steps, settings.interval, prompt.guidance) == sampled
+    (run,) = seen
+    settings = run.settings
+    assert (settings.sampler, settings.steps, settings.interval, run.prompts[0].guidance) == sampled
 
 
 def test_the_model_of_this_project_samples_as_its_params_say(typed, toy_models, tmp_path, monkeypatch):
     """Also where they say what their preset does and the model's card does not; a foreign preset says nothing."""
-    seen = []
-    monkeypatch.setattr(command, "_files", lambda *given: seen.append(given[5].steps))
+    seen = planned(monkeypatch)
     model = tmp_path / "work" / "models" / "ldm"
     shutil.copytree(toy_models / "ldm", model)
     card = json.loads((model / "musicldm.json").read_text())
@@ -179,7 +185,7 @@ def test_the_model_of_this_project_samples_as_its_params_say(typed, toy_models, 
     for text, steps in (("preset: tiny", 20), ("preset: tiny\ngenerate: {steps: 5}", 5), ("preset: small", 33)):
         (tmp_path / "params.yaml").write_text(text)
         assert typed(tmp_path, "generate", "calm")[0] == 0
-        assert seen.pop() == steps
+        assert seen.pop().settings.steps == steps
 
 
 def test_the_model_is_named(call, toy_models, tmp_path):

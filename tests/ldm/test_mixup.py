@@ -14,7 +14,7 @@ from stages.data.dataset import normalise_audio
 from stages.data.shards import ShardReader
 from stages.errors import DataError, UsageError
 from stages.ldm.latents import LatentReader, sample_posterior
-from stages.ldm.mixup import Bank, Mix, Mixer, Pairs, _noise
+from stages.ldm.mixup import Bank, Mix, Mixer, Pairs, posterior_noise
 from stages.ldm.preview import apart, write_preview
 from stages.vae.model import load_vae
 from stages.vocoder.model import load_vocoder
@@ -166,9 +166,9 @@ def test_blm_with_weight_one_is_the_first_latent(parts):
     mixer.pairs = Chosen(Mix(first, second, 1.0), Mix(first, second, 0.25))
     z, condition = mixer.make([0, 1], 0, CPU)
     posteriors = [parts["latents"].posterior(row) for row in (first, second)]
-    alone = sample_posterior(*posteriors[0], _noise([0, 0, 0], mixer.params.latent_shape)[0], 1.5)
+    alone = sample_posterior(*posteriors[0], posterior_noise([0, 0, 0], mixer.params.latent_shape)[0], 1.5)
     torch.testing.assert_close(z[0], alone)
-    noise = _noise([0, 0, 1], mixer.params.latent_shape)
+    noise = posterior_noise([0, 0, 1], mixer.params.latent_shape)
     sides = [1.5 * (mean + (logvar / 2).exp() * n) for (mean, logvar), n in zip(posteriors, noise, strict=True)]
     torch.testing.assert_close(z[1], 0.25 * sides[0] + 0.75 * sides[1])
     audio = parts["vocoder"](parts["vae"].decode(z / 1.5))
@@ -251,7 +251,7 @@ def test_bam_trains_on_the_encoded_mix(parts):
     sides = [mixer.clip(row) for row in (first, second)]
     audio = at_level(torch.from_numpy(0.3 * sides[0] + 0.7 * sides[1])[None].float())
     mean, logvar = parts["vae"].encode(mixer.mel(audio))
-    noise = _noise([0, 0, 0], mixer.params.latent_shape)[0]
+    noise = posterior_noise([0, 0, 0], mixer.params.latent_shape)[0]
     torch.testing.assert_close(z, 1.5 * (mean + (logvar / 2).exp() * noise), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(condition, parts["clap"].embed_audio(audio, 16_000), rtol=1e-4, atol=1e-5)
 

@@ -1,0 +1,5 @@
+"""`python -m musicldm`: the command line."""
+
+from musicldm_cli.app import main
+
+main()
