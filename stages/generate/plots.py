@@ -4,6 +4,7 @@ import io
 from base64 import b64encode
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
