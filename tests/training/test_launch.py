@@ -51,7 +51,7 @@ def test_accelerates_launcher_joins_two_processes_without_gpus(project, tmp_path
         assert found["ok"]
         assert found["steps"] == 2
         assert found.get("processes", 2) == 2
-    assert len(list(tmp_path.glob("checkpoints/vae/*"))) == 1
+    assert len(list(tmp_path.glob("checkpoints/vae/*/"))) == 1  # beside its lock
     assert (tmp_path / "models" / "vae").is_dir()
 
 
