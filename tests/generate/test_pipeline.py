@@ -199,7 +199,7 @@ def test_long_prompts_are_known_to_be_cut(pipeline):
 def test_impossible_runs_make_nothing(pipeline, tmp_path):
     for wanted, settings, suffix in (
         (prompt(), Settings("ddim", 1001, 0.0, 1), "wav"), (prompt(seconds=601.0), QUICK, "wav"),
-        (prompt(seconds=1e-9), QUICK, "wav"), (prompt(), QUICK, "mp3"),
+        (prompt(seconds=1e-9), QUICK, "wav"), (prompt(), QUICK, "m4a"),
     ):  # fmt: skip
         with pytest.raises(UsageError):
             generate_files(pipeline, [wanted], settings, tmp_path / "out", suffix)
