@@ -20,12 +20,12 @@ import uvicorn
 from stages import params as parameters
 from stages.errors import DataError
 from stages.generate.choose import no_project, open_model
-from stages.weights.shipped import SHIPPED
 from stages.web.decode import decode
 from stages.web.neighbours import Neighbours
 from stages.web.refused import Refused
 from stages.web.studio import studio_app
 from stages.web.studio_queue import StudioQueue, _job, find_models
+from stages.weights.shipped import SHIPPED
 from tests import DEMO
 from tests.conftest import CLIP_SECONDS
 from tests.data.conftest import _write_collection
