@@ -19,7 +19,7 @@ import uvicorn
 
 from stages import params as parameters
 from stages.errors import DataError
-from stages.generate.choose import no_project, open_model
+from stages.generate.choose import no_project
 from stages.web.decode import decode
 from stages.web.neighbours import Neighbours
 from stages.web.refused import Refused
@@ -60,14 +60,14 @@ def studio(start_server, toy_models, shards, tmp_path):
 
 def test_a_job_samples_as_the_command_does(toy_models):
     """By the model's guidance interval and reuse; by few-step weights where they are asked for and there."""
-    models = {"shipped": open_model(SHIPPED, no_project()), "ldm": open_model(toy_models / "ldm", no_project())}
+    models, here = {"shipped": SHIPPED, "ldm": toy_models / "ldm"}, no_project()
     asked = CLIP | {"model": "shipped", "sampler": "unipc", "steps": 100}
-    settings = _job("me", asked, None, models).settings
+    settings = _job("me", asked, None, models, here).settings
     assert (settings.sampler, settings.steps, settings.interval, settings.reuse) == ("unipc", 100, (0.0, 0.5), 2)
-    few = _job("me", asked | {"sampler": "few-steps"}, None, models)
+    few = _job("me", asked | {"sampler": "few-steps"}, None, models, here)
     assert (few.settings.sampler, few.settings.steps, few.prompt.guidance) == ("few-steps", 6, 1.0)
     with pytest.raises(Refused, match="no weights for few steps"):
-        _job("me", CLIP | {"sampler": "few-steps"}, None, models)
+        _job("me", CLIP | {"sampler": "few-steps"}, None, models, here)
 
 
 class InProcess:
