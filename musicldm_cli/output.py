@@ -68,15 +68,20 @@ class Output:
             _RateColumn(),
             rich_progress.TimeRemainingColumn(compact=True),
         )
-        with rich_progress.Progress(*columns, console=Console(stderr=True)) as bars:
-            tasks: dict[str, rich_progress.TaskID] = {}
+        bars = rich_progress.Progress(*columns, console=Console(stderr=True))
+        tasks: dict[str, rich_progress.TaskID] = {}
 
-            def report(label: str, done: int, total: int) -> None:
-                if label not in tasks:
-                    tasks[label] = bars.add_task(label, total=total or None)
-                bars.update(tasks[label], completed=done, total=total or None)
+        def report(label: str, done: int, total: int) -> None:
+            bars.start()  # only now: what is said before goes to a bare terminal
+            if label not in tasks:
+                tasks[label] = bars.add_task(label, total=total or None)
+            bars.update(tasks[label], completed=done, total=total or None)
 
+        try:
             yield report
+        finally:
+            if tasks:
+                bars.stop()
 
 
 def _print_json(data: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ def project(toy_models, tmp_path, monkeypatch):
     for folder, begin in (("music", 0), ("generated", 16_000)):
         (tmp_path / folder).mkdir()
         samples, rate = soundfile.read("first.ogg", dtype="float32")
-        soundfile.write(tmp_path / folder / "song.wav", samples[begin : begin + 4 * rate], rate)
+        soundfile.write(tmp_path / folder / "song.wav", samples[begin : 4 * rate], rate)
     return tmp_path
 
 

@@ -34,6 +34,7 @@ def studio(
     from stages.web.server import check_installed, serve
 
     check_installed()
+    from stages.generate.choose import open_model
     from stages.store import disk_errors
     from stages.web.studio import studio_app
     from stages.web.studio_queue import StudioQueue, find_models
@@ -44,8 +45,9 @@ def studio(
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     known = find_models(models or [usual for usual in (found.layout.models, SHIPPED) if usual.is_dir()])
-    jobs = StudioQueue(known, folder, found.layout.shards, found.layout.metrics / "cache", found.project(override))
-    first = next(iter(jobs.opened.values()))  # the form begins with what it likes
+    project = found.project(override)
+    first = open_model(next(iter(known.values())), project)  # the form begins with what it likes
+    jobs = StudioQueue(known, folder, found.layout.shards, found.layout.metrics / "cache", project)
     app = studio_app(jobs, first.sampling, first.params.audio.clip_seconds, host)
     serve(app, host, port, folder / "studio.log", lambda at: found.output.say(f"Studio at {at} (Ctrl-C ends it)."))
     jobs.close()

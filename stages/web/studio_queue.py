@@ -22,7 +22,7 @@ from stages.audio import io as audio_io
 from stages.errors import DataError, ModelError, MusicldmError, UsageError
 from stages.generate.backends import load_pipeline
 from stages.generate.batch import generate_files
-from stages.generate.choose import Model, Options, Project, choose_clip, no_project, open_model
+from stages.generate.choose import Options, Project, choose_clip, no_project, open_model
 from stages.generate.edit import Init, make_sound
 from stages.generate.manifest import MANIFEST, read_manifest
 from stages.generate.pipeline import Pipeline
@@ -89,7 +89,7 @@ class StudioQueue:
         self, models: dict[str, Path], out: Path, shards: Path, cache: Path, project: Project | None = None
     ) -> None:
         self.models, self.out, self.shards, self.cache = models, out, shards, cache
-        self.opened = {name: open_model(path, project or no_project()) for name, path in models.items()}
+        self.project = project or no_project()
         self._names = {model_digest(path): name for name, path in models.items()}
         self._jobs: dict[str, Job] = {}
         self._line: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -109,7 +109,7 @@ class StudioQueue:
 
     def submit(self, owner: str, given: dict[str, Any], upload: Upload | None) -> Job:
         """Queue a clip. Raises Refused for impossible settings or a full queue."""
-        job = _job(owner, given, upload, self.opened)
+        job = _job(owner, given, upload, self.models, self.project)
         with self._lock:
             waiting = [j for j in self._jobs.values() if j.state in ("queued", "running")]
             if len(waiting) >= WAITING_ALL or sum(j.owner == owner for j in waiting) >= WAITING_EACH:
@@ -250,7 +250,7 @@ def _read_near(folder: Path, clip: str) -> list[dict[str, Any]] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _job(owner: str, given: dict[str, Any], upload: Upload | None, models: dict[str, Model]) -> Job:
+def _job(owner: str, given: dict[str, Any], upload: Upload | None, models: dict[str, Path], project: Project) -> Job:
     model, sampler = text_field(given, "model"), text_field(given, "sampler")
     if model not in models:
         raise Refused(422, "There is no such model here.")
@@ -268,7 +268,7 @@ def _job(owner: str, given: dict[str, Any], upload: Upload | None, models: dict[
     if sampler == FEW_STEPS:  # steps and guidance are in its weights
         options = replace(options, steps=None, guidance=None)
     try:
-        settings, prompt = choose_clip(models[model], text, options)
+        settings, prompt = choose_clip(open_model(models[model], project), text, options)
     except (UsageError, DataError, ModelError) as error:
         raise Refused(422, error.message) from None
     job_id = secrets.token_hex(8)

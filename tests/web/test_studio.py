@@ -19,11 +19,13 @@ import uvicorn
 
 from stages import params as parameters
 from stages.errors import DataError
+from stages.generate.choose import no_project
 from stages.web.decode import decode
 from stages.web.neighbours import Neighbours
 from stages.web.refused import Refused
 from stages.web.studio import studio_app
-from stages.web.studio_queue import StudioQueue, find_models
+from stages.web.studio_queue import StudioQueue, _job, find_models
+from stages.weights.shipped import SHIPPED
 from tests import DEMO
 from tests.conftest import CLIP_SECONDS
 from tests.data.conftest import _write_collection
@@ -54,6 +56,18 @@ def studio(start_server, toy_models, shards, tmp_path):
     shutil.copytree(shards, tmp_path / "work" / "shards")
     (tmp_path / "params.yaml").write_text(parameters.to_yaml(parameters.resolve(RAW)), encoding="utf-8")
     return lambda port=0: start_server("studio", "--model", toy_models / "ldm", port=port)
+
+
+def test_a_job_samples_as_the_command_does(toy_models):
+    """By the model's guidance interval and reuse; by few-step weights where they are asked for and there."""
+    models, here = {"shipped": SHIPPED, "ldm": toy_models / "ldm"}, no_project()
+    asked = CLIP | {"model": "shipped", "sampler": "unipc", "steps": 100}
+    settings = _job("me", asked, None, models, here).settings
+    assert (settings.sampler, settings.steps, settings.interval, settings.reuse) == ("unipc", 100, (0.0, 0.5), 2)
+    few = _job("me", asked | {"sampler": "few-steps"}, None, models, here)
+    assert (few.settings.sampler, few.settings.steps, few.prompt.guidance) == ("few-steps", 6, 1.0)
+    with pytest.raises(Refused, match="no weights for few steps"):
+        _job("me", CLIP | {"sampler": "few-steps"}, None, models, here)
 
 
 class InProcess:
