@@ -249,7 +249,8 @@ from stages.generate.manifest import shared_rows
 
 for number in range(40):
     with shared_rows(Path(sys.argv[1])) as rows:
-        rows[f"{sys.argv[2]}-{number}"] = {"id": f"{sys.argv[2]}-{number}"}
+        name = f"{sys.argv[2]}-{number}"
+        rows[name] = {"id": name, "file": f"{name}.wav", "prompt": "calm"}
 """
 
 
