@@ -27,8 +27,9 @@ def numbers(work: Path) -> dict[str, Numbers]:
         "beats": {"beats": sum(len(b["beats"]) for b in beats), "seconds": sum(sum(b["downbeats"]) for b in beats)},
         "captions": {"characters": sum(len(row["caption"]) for row in captions)},
         "shards": _arrays(work / "shards"),
-        **{name: _losses(work / "checkpoints" / name) for name in ("clap", "vae", "vocoder", "ldm")},
+        **{name: _losses(work / "checkpoints" / name) for name in ("clap", "vae", "vocoder")},
         "latents": _arrays(work / "latents"),
+        "ldm": _losses(work / "checkpoints" / "ldm"),
         "generate": {path.stem: _rms(soundfile.read(path)[0]) for path in (work / "generated").glob("*.wav")},
         "evaluate": {
             f"{path.parent.name}: {key}": value
