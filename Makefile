@@ -49,7 +49,7 @@ docs: $(VENV)/ready
 
 # versions.yaml from stages/versions.py, and the numbers that its test compares results with
 versions: $(VENV)/ready
-	$(RUN) python -c "from pathlib import Path; from stages import project; Path(project.VERSIONS_FILE).write_text(project.versions_text())"
+	$(RUN) python -c "from pathlib import Path; from stages import versions; Path(versions.VERSIONS_FILE).write_text(versions.versions_text())"
 	$(RUN) WRITE_RESULTS=1 pytest -n 0 tests/test_pipeline.py
 
 bench: $(VENV)/ready

@@ -38,7 +38,7 @@ class Session:
         Without any params.yaml here the default preset holds.
         """
         from stages import params
-        from stages.project import check_versions
+        from stages.versions import check_versions
 
         if preset is not None:
             return params.resolve({"preset": preset}, overrides or [], origin=f"preset {preset}")

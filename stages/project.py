@@ -5,16 +5,14 @@ from pathlib import Path
 
 from stages import params as parameters
 from stages.data.catalog import ATTRIBUTION, copy_demo
-from stages.errors import DataError, ParamsError
+from stages.errors import DataError
 from stages.layout import packaged
-from stages.params.yaml12 import read_yaml, write_yaml
 from stages.progress import Progress, silent
 from stages.store import write_text
-from stages.versions import VERSIONS
+from stages.versions import VERSIONS, VERSIONS_FILE, changed_stages, versions_text
 
-PARAMS, GRAPH, VERSIONS_FILE = "params.yaml", "dvc.yaml", "versions.yaml"
+PARAMS, GRAPH = "params.yaml", "dvc.yaml"
 DEMO = "data/demo"
-_VERSIONS_HEADING = "# Revision of each stage's results, for DVC; written by `musicldm init`, not by hand.\n"
 _IGNORED = "/work/\n/data/\n"
 _DVC_CONFIG = "[core]\n    no_scm = True\n    analytics = false\n"
 _DVC_IGNORED = "/config.local\n/tmp\n/cache\n"
@@ -84,37 +82,9 @@ def update_project(folder: Path) -> list[str]:
     file = folder / VERSIONS_FILE
     if not (folder / GRAPH).is_file():
         raise DataError(f"{folder} has no {GRAPH}.", f"Begin a project: musicldm init {folder}")
-    changed = _changed(file) if file.is_file() else list(VERSIONS)
+    changed = changed_stages(file) if file.is_file() else list(VERSIONS)
     write_text(file, versions_text())
     return changed
-
-
-def check_versions(folder: Path = Path()) -> None:
-    """Raise ParamsError where the versions.yaml of a folder is another musicldm's; one without it is no project."""
-    file = folder / VERSIONS_FILE
-    changed = _changed(file) if file.is_file() else []
-    if changed:
-        raise ParamsError(
-            f"{file} is another version's; this version gives other results in: {', '.join(changed)}.",
-            "Accept them, and `dvc repro` runs these stages again: musicldm init --update .",
-        )
-
-
-def versions_text() -> str:
-    """versions.yaml as this musicldm writes it."""
-    return _VERSIONS_HEADING + write_yaml(VERSIONS)
-
-
-def _changed(file: Path) -> list[str]:
-    """The stages whose number in a versions.yaml is not ours. Raises ParamsError."""
-    try:
-        recorded = read_yaml(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ParamsError(
-            f"{file} cannot be read: {error}.", f"Delete it, then: musicldm init --update {file.parent}"
-        ) from error
-    known = recorded if isinstance(recorded, dict) else {}
-    return [name for name, number in VERSIONS.items() if known.get(name) != number]
 
 
 def _seen(folder: Path, path: Path | None) -> str | None:

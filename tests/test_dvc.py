@@ -8,8 +8,7 @@ import pytest
 import yaml
 
 from stages import params
-from stages.project import versions_text
-from stages.versions import VERSIONS
+from stages.versions import VERSIONS, versions_text
 from tests import ROOT
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from stages import params
-from stages.project import GRAPH, PARAMS, VERSIONS_FILE
-from stages.versions import VERSIONS
+from stages.project import GRAPH, PARAMS
+from stages.versions import VERSIONS, VERSIONS_FILE
 from tests import DEMO, ROOT
 
 
